@@ -1,0 +1,1 @@
+"""The lab: trains, evaluates and compares the same network under different norms."""

@@ -1,0 +1,211 @@
+"""Norm: the layer every norm of the catalogue is, with parameters and running statistics.
+
+A subclass states its pattern and its name; that it needs running statistics, or that it works on
+one sample, follows from the pattern.
+"""
+
+import math
+import warnings
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from normlab import functional
+from normlab import pattern as patterns
+from normlab.ops import ACTIVATIONS
+from normlab.pattern import show
+
+CATALOGUE: dict[str, type["Norm"]] = {}  # full names, in the order they are written
+ALIASES: dict[str, str] = {}  # short names of the literature
+
+
+class Norm(nn.Module):
+    """A layer that normalizes as its pattern says.
+
+    y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual)
+
+    If the pattern drops n, statistics are those of the batch in training and running averages in
+    evaluation; else they are each sample's own, always.
+
+    Args:
+        num_channels: C, the size of axis 1.
+        eps: added to the variance, so in squared units of x.
+        affine: learn weight and bias, each (C,), starting at 1 and 0.
+        bias: learn the bias, where `affine`.
+        momentum: weight of the new batch in the running statistics; None averages all batches.
+        track_running_stats: keep running statistics; None does iff the pattern drops n.
+        activation: applied last; a name of `normlab.functional.normalize`, or None.
+        sizes: of axes the pattern names.
+
+    Shape: (N, C, ...) -> (N, C, ...), same dtype; statistics are kept in float32.
+
+    Raises:
+        PatternError: the sizes do not fit the channels.
+        ValueError: eps or momentum out of range, or the input has other channels.
+    """
+
+    pattern: str
+    name: ClassVar[str]
+    # what may follow the name and a colon in a spec: "" is the option of a bare value
+    spec_options: ClassVar[dict[str, str]] = {}
+    _version = 2  # of the state_dict: 2 has num_batches_tracked, as in torch
+
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+
+    def __init_subclass__(cls, *, name: str, aliases: tuple[str, ...] = (), **rest: Any) -> None:
+        super().__init_subclass__(**rest)
+        cls.name = name
+        CATALOGUE[name] = cls
+        ALIASES.update(dict.fromkeys(aliases, name))
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        eps: float = 1e-5,
+        affine: bool = True,
+        bias: bool = True,
+        momentum: float | None = 0.1,
+        track_running_stats: bool | None = None,
+        activation: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **sizes: int,
+    ) -> None:
+        super().__init__()
+        _check_channels(num_channels)
+        check_eps(eps)
+        _check_momentum(momentum)
+        check_activation(activation)
+        self.num_channels = num_channels
+        self.eps = eps
+        self.momentum = momentum
+        self.activation = activation
+        self.pattern = patterns.bind(self.pattern, **sizes)
+        if track_running_stats is None:
+            track_running_stats = self.uses_batch()
+        self.track_running_stats = track_running_stats
+        place: Any = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.ones(num_channels, **place)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_channels, **place)) if affine and bias else None
+        tracked = (
+            torch.zeros(num_channels, **place),
+            torch.ones(num_channels, **place),
+            torch.tensor(0, dtype=torch.long, device=device),
+        )
+        names = ("running_mean", "running_var", "num_batches_tracked")
+        for key, value in zip(names, tracked):
+            self.register_buffer(key, value if track_running_stats else None)
+
+    @classmethod
+    def uses_batch(cls) -> bool:
+        """Whether a sample's output depends on the other samples of the batch, in training."""
+        return "n" not in patterns.parse(cls.pattern).kept
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        self.check_input(x)
+        if not self.track_running_stats:
+            functional.check_count(x, self.pattern)
+            return functional.normalize(
+                x, self.pattern, self.weight, self.bias,
+                eps=self.eps, activation=self.activation, residual=residual,
+            )  # fmt: skip
+        return functional.with_running(
+            x, self.pattern, self.running_mean, self.running_var, self.weight, self.bias,
+            training=self.training, momentum=self.next_momentum(), eps=self.eps,
+            activation=self.activation, residual=residual,
+        )  # fmt: skip
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise unless x is (N, C, ...) with this layer's C."""
+        functional.check_rank(x)
+        if x.shape[1] != self.num_channels:
+            raise ValueError(
+                f"{type(self).__name__} expected {self.num_channels} channels on axis 1, "
+                f"got {x.shape[1]} (shape {show(x.shape)})"
+            )
+
+    def next_momentum(self) -> float | Tensor:
+        """Weight of the batch at hand in the running statistics; counts the batch in training."""
+        return count_batch(self)
+
+    def reset_running_stats(self) -> None:
+        """Forget the batches seen."""
+        if self.track_running_stats:
+            self.running_mean.zero_()
+            self.running_var.fill_(1)
+            self.num_batches_tracked.zero_()
+
+    def reset_parameters(self) -> None:
+        """Back to the state of a new layer."""
+        self.reset_running_stats()
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def extra_repr(self) -> str:
+        shown = [str(self.num_channels), f'"{self.pattern}"', f"eps={self.eps:g}"]
+        shown += ["affine=False"] if self.weight is None else []
+        shown += [f"momentum={self.momentum}"] if self.track_running_stats else []
+        shown += [f"activation={self.activation}"] if self.activation else []
+        return ", ".join(shown)
+
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, local_metadata: dict, *rest: Any
+    ) -> None:
+        # checkpoints of torch before 0.4.1 do not count batches
+        key = prefix + "num_batches_tracked"
+        if (local_metadata.get("version") or 1) < 2 and self.num_batches_tracked is not None:
+            state_dict.setdefault(key, torch.zeros_like(self.num_batches_tracked))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+
+def count_batch(layer: Any) -> float | Tensor:
+    """The weight of the batch at hand, having counted it: momentum, or 1/batches if that is None.
+
+    A tensor where it depends on the count, so that compiled graphs need not read it.
+    """
+    if layer.training and layer.track_running_stats and layer.num_batches_tracked is not None:
+        layer.num_batches_tracked.add_(1)
+        if layer.momentum is None:
+            return 1.0 / layer.num_batches_tracked
+    return 0.0 if layer.momentum is None else layer.momentum
+
+
+def check_eps(eps: Any) -> None:
+    """Raise unless eps is a positive number."""
+    if not isinstance(eps, int | float) or not eps > 0 or math.isinf(eps):
+        raise ValueError(f"eps must be a positive number such as 1e-5, got {eps!r}")
+
+
+def check_activation(activation: Any) -> None:
+    """Raise unless the activation is one of the names, or None."""
+    if activation is not None and activation not in ACTIVATIONS:
+        raise ValueError(f"activation {activation!r} is none of {', '.join(ACTIVATIONS)}")
+
+
+def _check_channels(num_channels: Any) -> None:
+    if not isinstance(num_channels, int) or isinstance(num_channels, bool):
+        raise TypeError(
+            f"num_channels must be a whole number, got {num_channels!r} "
+            f"({type(num_channels).__name__})"
+        )
+    if num_channels < 1:
+        raise ValueError(f"num_channels must be at least 1, got {num_channels}")
+
+
+def _check_momentum(momentum: Any) -> None:
+    if momentum is None:
+        return
+    if not isinstance(momentum, int | float) or isinstance(momentum, bool):
+        kind = type(momentum).__name__
+        raise TypeError(f"momentum must be a number or None, got {momentum!r} ({kind})")
+    if not 0 <= momentum <= 1:
+        warnings.warn(
+            f"momentum is the weight of the new batch, usually 0 to 1; got {momentum}",
+            stacklevel=3,
+        )

@@ -1,0 +1,211 @@
+"""The norms of torch.nn under their own names, drop-in: same constructors, state and isinstance.
+
+Each class *is* its namesake of torch.nn, computed by normlab, with `activation` after the other
+constructor arguments and `residual` after the input: y = activation(norm(x) + residual).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normlab import functional
+from normlab.functional import check_groups
+from normlab.layer import check_activation, check_eps, count_batch
+from normlab.pattern import show
+
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
+    "RMSNorm",
+]
+
+
+class _Activated:
+    """The constructor all share: torch's, then `activation`."""
+
+    activation: str | None
+
+    def __init__(self, *args: Any, activation: str | None = None, **options: Any) -> None:
+        check_activation(activation)
+        super().__init__(*args, **options)
+        if getattr(self, "eps", None) is not None:
+            check_eps(self.eps)
+        self.activation = activation
+
+    def extra_repr(self) -> str:
+        shown = super().extra_repr()  # type: ignore[misc]
+        return f"{shown}, activation={self.activation}" if self.activation else shown
+
+
+class _Batch(_Activated):
+    def forward(self: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        self._check_input_dim(input)
+        momentum = count_batch(self)
+        # without running statistics a layer in evaluation uses the batch's
+        training = self.training or (self.running_mean is None and self.running_var is None)
+        tracked = not self.training or self.track_running_stats
+        return functional.batch_norm(
+            input,
+            self.running_mean if tracked else None,
+            self.running_var if tracked else None,
+            self.weight, self.bias, training, momentum, self.eps,
+            activation=self.activation, residual=residual,
+        )  # fmt: skip
+
+
+class _Instance(_Activated):
+    def forward(self: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        self._check_input_dim(input)
+        if input.dim() == self._get_no_batch_dim():
+            return self._instance_norm(input[None], None if residual is None else residual[None])[0]
+        return self._instance_norm(input, residual)
+
+    def _instance_norm(self: Any, input: Tensor, residual: Tensor | None) -> Tensor:
+        if input.shape[1] != self.num_features:
+            raise ValueError(
+                f"{type(self).__name__} expected {self.num_features} channels on axis 1, "
+                f"got {input.shape[1]} (shape {show(input.shape)})"
+            )
+        momentum = count_batch(self)
+        return functional.instance_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias,
+            self.training or not self.track_running_stats, momentum, self.eps,
+            activation=self.activation, residual=residual,
+        )  # fmt: skip
+
+
+class BatchNorm1d(_Batch, torch.nn.BatchNorm1d):
+    """torch.nn.BatchNorm1d, with activation; see `normlab.functional.batch_norm`.
+
+    Shape: (N, C) or (N, C, L) -> the same.
+
+    >>> x = torch.randn(4, 3)
+    >>> torch.allclose(BatchNorm1d(3)(x), torch.nn.BatchNorm1d(3)(x), atol=1e-5)
+    True
+    """
+
+
+class BatchNorm2d(_Batch, torch.nn.BatchNorm2d):
+    """torch.nn.BatchNorm2d, with activation; see `normlab.functional.batch_norm`.
+
+    Shape: (N, C, H, W) -> the same.
+
+    >>> x = torch.randn(4, 3, 5, 5)
+    >>> torch.allclose(BatchNorm2d(3)(x), torch.nn.BatchNorm2d(3)(x), atol=1e-5)
+    True
+    """
+
+
+class BatchNorm3d(_Batch, torch.nn.BatchNorm3d):
+    """torch.nn.BatchNorm3d, with activation; see `normlab.functional.batch_norm`.
+
+    Shape: (N, C, D, H, W) -> the same.
+
+    >>> x = torch.randn(4, 3, 2, 5, 5)
+    >>> torch.allclose(BatchNorm3d(3)(x), torch.nn.BatchNorm3d(3)(x), atol=1e-5)
+    True
+    """
+
+
+class InstanceNorm1d(_Instance, torch.nn.InstanceNorm1d):
+    """torch.nn.InstanceNorm1d, with activation; see `normlab.functional.instance_norm`.
+
+    `momentum=None` averages all batches, as it does in batch norm.
+
+    Shape: (N, C, L) or (C, L) -> the same.
+
+    >>> x = torch.randn(4, 3, 5)
+    >>> torch.allclose(InstanceNorm1d(3)(x), torch.nn.InstanceNorm1d(3)(x), atol=1e-5)
+    True
+    """
+
+
+class InstanceNorm2d(_Instance, torch.nn.InstanceNorm2d):
+    """torch.nn.InstanceNorm2d, with activation; see `normlab.functional.instance_norm`.
+
+    `momentum=None` averages all batches, as it does in batch norm.
+
+    Shape: (N, C, H, W) or (C, H, W) -> the same.
+
+    >>> x = torch.randn(4, 3, 5, 5)
+    >>> torch.allclose(InstanceNorm2d(3)(x), torch.nn.InstanceNorm2d(3)(x), atol=1e-5)
+    True
+    """
+
+
+class InstanceNorm3d(_Instance, torch.nn.InstanceNorm3d):
+    """torch.nn.InstanceNorm3d, with activation; see `normlab.functional.instance_norm`.
+
+    `momentum=None` averages all batches, as it does in batch norm.
+
+    Shape: (N, C, D, H, W) or (C, D, H, W) -> the same.
+
+    >>> x = torch.randn(4, 3, 2, 5, 5)
+    >>> torch.allclose(InstanceNorm3d(3)(x), torch.nn.InstanceNorm3d(3)(x), atol=1e-5)
+    True
+    """
+
+
+class GroupNorm(_Activated, torch.nn.GroupNorm):
+    """torch.nn.GroupNorm, with activation; see `normlab.functional.group_norm`.
+
+    Shape: (N, C, ...) -> the same.
+
+    Raises:
+        PatternError: num_groups does not divide num_channels.
+
+    >>> x = torch.randn(4, 6, 5, 5)
+    >>> torch.allclose(GroupNorm(3, 6)(x), torch.nn.GroupNorm(3, 6)(x), atol=1e-5)
+    True
+    """
+
+    def __init__(self, num_groups: int, num_channels: int, *args: Any, **options: Any) -> None:
+        check_groups(num_groups, num_channels)
+        super().__init__(num_groups, num_channels, *args, **options)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        return functional.group_norm(
+            input, self.num_groups, self.weight, self.bias, self.eps,
+            activation=self.activation, residual=residual,
+        )  # fmt: skip
+
+
+class LayerNorm(_Activated, torch.nn.LayerNorm):
+    """torch.nn.LayerNorm, with activation; see `normlab.functional.layer_norm`.
+
+    Shape: (..., *normalized_shape) -> the same.
+
+    >>> x = torch.randn(4, 6, 8)
+    >>> torch.allclose(LayerNorm(8)(x), torch.nn.LayerNorm(8)(x), atol=1e-5)
+    True
+    """
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        return functional.layer_norm(
+            input, self.normalized_shape, self.weight, self.bias, self.eps,
+            activation=self.activation, residual=residual,
+        )  # fmt: skip
+
+
+class RMSNorm(_Activated, torch.nn.RMSNorm):
+    """torch.nn.RMSNorm, with activation; see `normlab.functional.rms_norm`.
+
+    Shape: (..., *normalized_shape) -> the same.
+
+    >>> x = torch.randn(4, 6, 8)
+    >>> torch.allclose(RMSNorm(8)(x), torch.nn.RMSNorm(8)(x), atol=1e-5)
+    True
+    """
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return functional.rms_norm(
+            x, self.normalized_shape, self.weight, self.eps,
+            activation=self.activation, residual=residual,
+        )  # fmt: skip

@@ -1,0 +1,174 @@
+"""The operators in plain torch: any device, any layout, differentiable any number of times.
+
+This is what runs where no kernel does, and what kernels fall back to. Values are shifted by one of
+their own before they are averaged, so that a constant group has variance 0 and a large offset costs
+no digits; on the CPU, sums are taken in float64.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from normlab import pattern as patterns
+from normlab.pattern import Geometry
+
+aten = torch.ops.aten
+
+# name: (function, gradient from dy and the function's input z)
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+    "none": (lambda z: z, lambda dy, z: dy),
+    "relu": (F.relu, lambda dy, z: aten.threshold_backward(dy, z, 0)),
+    "leaky_relu": (F.leaky_relu, lambda dy, z: aten.leaky_relu_backward(dy, z, 0.01, False)),
+    "silu": (F.silu, aten.silu_backward),
+    "gelu": (F.gelu, lambda dy, z: aten.gelu_backward(dy, z)),
+    "gelu_tanh": (
+        lambda z: F.gelu(z, approximate="tanh"),
+        lambda dy, z: aten.gelu_backward(dy, z, approximate="tanh"),
+    ),
+    "hardswish": (F.hardswish, aten.hardswish_backward),
+    "sigmoid": (torch.sigmoid, lambda dy, z: aten.sigmoid_backward(dy, torch.sigmoid(z))),
+    "tanh": (torch.tanh, lambda dy, z: aten.tanh_backward(dy, torch.tanh(z))),
+}
+
+
+def statistics_dtype(x: Tensor) -> torch.dtype:
+    """Type of mean, variance and their gradients: float64 for float64, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def moments(x: Tensor, pattern: str, center: bool) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance over what the pattern drops."""
+    geometry = patterns.geometry(pattern, x.shape)
+    _, mean, var = _centred(_split(x, geometry), geometry, center)
+    return _kept(mean, x, geometry), _kept(var, x, geometry)
+
+
+def normalize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    pattern: str,
+    eps: float,
+    center: bool,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, mean, var and rstd = 1/sqrt(var + eps).
+
+    var and rstd are both returned because either may leave float32's range where the other does
+    not: var feeds running statistics, rstd the backward pass.
+    """
+    geometry = patterns.geometry(pattern, x.shape)
+    centred, mean, var = _centred(_split(x, geometry), geometry, center)
+    rstd = torch.rsqrt(var + eps)
+    z = _affine(centred * rstd, weight, bias, residual, geometry)
+    y = _like(x, ACTIVATIONS[activation][0](z))
+    return y, _kept(mean, x, geometry), _kept(var, x, geometry), _kept(rstd, x, geometry)
+
+
+def apply(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    pattern: str,
+    eps: float,
+    activation: str,
+) -> Tensor:
+    """y under statistics that are given."""
+    geometry = patterns.geometry(pattern, x.shape)
+    x_split = _split(x, geometry)
+    mean, var = (s.to(x_split.dtype).reshape(geometry.broadcast) for s in (mean, var))
+    z = _affine((x_split - mean) * torch.rsqrt(var + eps), weight, bias, residual, geometry)
+    return _like(x, ACTIVATIONS[activation][0](z))
+
+
+def normalize_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    pattern: str,
+    center: bool,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `normalize` by x, weight, bias and residual; the last is dz, the activation's.
+
+    dx = rstd * (g - mean(g) - xhat * mean(g * xhat)),   g = dz * weight;   mean(g) only if centred
+    """
+    geometry = patterns.geometry(pattern, x.shape)
+    mean, rstd = (s.reshape(geometry.broadcast).to(_wide(x)) for s in (mean, rstd))
+    xhat = (_split(x, geometry) - mean) * rstd
+    dz = _split(dy, geometry).to(xhat.dtype)
+    if activation != "none":
+        dz = ACTIVATIONS[activation][1](dz, _affine(xhat, weight, bias, residual, geometry))
+    g = dz if weight is None else dz * weight.to(dz.dtype).reshape(geometry.per_channel)
+    dx = g - xhat * _mean(g * xhat, geometry)
+    if center:
+        dx = dx - _mean(g, geometry)
+    over = tuple(i for i in range(len(geometry.split)) if i not in geometry.channels)
+    dweight, dbias = ((t.sum(over) if over else t).flatten() for t in (dz * xhat, dz))
+    narrow = statistics_dtype(x)
+    return _like(x, dx * rstd), dweight.to(narrow), dbias.to(narrow), _like(x, dz)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.device.type == "cpu" else statistics_dtype(x)
+
+
+def _split(x: Tensor, geometry: Geometry) -> Tensor:
+    """x with composed axes split, in the type sums are taken in."""
+    return x.to(_wide(x)).reshape(geometry.split)
+
+
+def _mean(x: Tensor, geometry: Geometry) -> Tensor:
+    return x.mean(geometry.reduced, keepdim=True) if geometry.reduced else x
+
+
+def _centred(x: Tensor, geometry: Geometry, center: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """x minus its mean, the mean and the biased variance, ready to broadcast."""
+    if not center:
+        return x, x.new_zeros(geometry.broadcast), _mean(x * x, geometry)
+    if geometry.count == 0:
+        nothing = x.new_zeros(geometry.broadcast)
+        return x, nothing, nothing
+    first = x.detach()
+    for axis in geometry.reduced:
+        first = first.narrow(axis, 0, 1)
+    shifted = x - first
+    offset = _mean(shifted, geometry)
+    centred = shifted - offset
+    return centred, first + offset, _mean(centred * centred, geometry)
+
+
+def _affine(
+    xhat: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    geometry: Geometry,
+) -> Tensor:
+    z = xhat
+    if weight is not None:
+        z = z * weight.to(z.dtype).reshape(geometry.per_channel)
+    if bias is not None:
+        z = z + bias.to(z.dtype).reshape(geometry.per_channel)
+    if residual is not None:
+        z = z + residual.to(z.dtype).reshape(geometry.split)
+    return z
+
+
+def _kept(statistic: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
+    return statistic.reshape(geometry.statistics).to(statistics_dtype(x))
+
+
+def _like(x: Tensor, values: Tensor) -> Tensor:
+    """The values in the shape, type and memory format of x, in memory of their own."""
+    return torch.empty_like(x).copy_(values.reshape(x.shape))
