@@ -37,7 +37,7 @@ class Experiment:
     model: str = "cifar_resnet:8"
     """Network: cifar_resnet:N, convnet, or any classifier torchvision:NAME."""
     norm: str = "group"
-    """Norm of the network: batch, group, group:8, layer, instance, …; `normlab norms` lists them."""
+    """Norm: batch, group, group:8, layer, instance, …; `normlab norms` lists them."""
     batch_size: int = 32
     """Images per step of the optimizer."""
     norm_batch_size: int | None = None
@@ -51,7 +51,7 @@ class Experiment:
     learning_rate: float = 0.1
     """Peak step size, for `learning_rate_batch` images per step."""
     learning_rate_batch: int | None = 32
-    """Batch size that `learning_rate` is meant for; others scale in proportion. None: no scaling."""
+    """Batch size `learning_rate` is meant for; others scale in proportion. None: no scaling."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 1e-4
@@ -100,7 +100,7 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        """What a person calls the run: the fields usually compared, then the id; a safe file name."""
+        """A safe file name: the fields usually compared, for people, then the id."""
         norm_batch = f"-nb{self.norm_batch_size}" if self.norm_batch_size else ""
         readable = f"{self.norm}-b{self.batch_size}{norm_batch}-s{self.seed}"
         return "".join(c if c.isalnum() else "-" for c in readable)[:60] + f"-{self.id}"
@@ -206,7 +206,8 @@ def _check_batches(e: Experiment) -> None:
         )
     if any(not 0 < m < 1 for m in e.milestones) or list(e.milestones) != sorted(e.milestones):
         raise ExperimentError(
-            f"milestones must be rising fractions of the training between 0 and 1, got {e.milestones}"
+            "milestones must be rising fractions of the training between 0 and 1, "
+            f"got {e.milestones}"
         )
 
 

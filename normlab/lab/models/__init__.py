@@ -1,0 +1,58 @@
+"""Networks, one file per family: `build(variant, num_classes) -> Module`, written with batch norm.
+
+Images enter every network as (N, 3, H, W), normalized; grey ones have three equal channels.
+"""
+
+from torch import nn
+
+from normlab import surgery
+from normlab.lab.address import resolve
+
+
+class ModelError(ValueError):
+    """A network that cannot be built as asked."""
+
+
+def build(
+    address: str,
+    num_classes: int,
+    *,
+    norm: str = "torch_bn",
+    norm_batch_size: int | None = None,
+    zero_init: bool = False,
+) -> nn.Module:
+    """The network at an address with another norm in every place of a batch norm.
+
+    Args:
+        address: cifar_resnet:N, convnet, torchvision:NAME or a module of yours, "mine.nets:small".
+        norm: see `normlab.norm`.
+        norm_batch_size: samples that share statistics; None: the whole batch.
+        zero_init: start the last norm of each residual block at weight 0.
+
+    Raises:
+        LookupError: no such family, variant or norm.
+        ModelError, SurgeryError: what was asked for does not fit the network.
+    """
+    module, variant = resolve("models", address)
+    model = module.build(variant, num_classes)
+    if zero_init:
+        _zero_last_norms(model, address)
+    sliced = {} if norm_batch_size is None else {"norm_batch_size": norm_batch_size}
+    try:
+        return surgery.convert(model, norm, **sliced)
+    except surgery.SurgeryError as error:
+        raise ModelError(f"{address}: {error}") from None
+
+
+def _zero_last_norms(model: nn.Module, address: str) -> None:
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
+    last_norms = [
+        block.bn2 if isinstance(block, BasicBlock) else block.bn3
+        for block in model.modules()
+        if isinstance(block, BasicBlock | Bottleneck)
+    ]
+    if not last_norms:
+        raise ModelError(f"zero_init: {address} has no residual blocks; leave it out")
+    for layer in last_norms:
+        nn.init.zeros_(layer.weight)

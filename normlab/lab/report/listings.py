@@ -1,0 +1,68 @@
+"""Tables that do not come from a comparison: scores of one run, the catalogue, the machine."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from normlab.lab.report.tables import Table
+
+_MAX_CLASSES = 20  # of a confusion matrix in a terminal
+
+_SCORES = {
+    "num_images": "images",
+    "accuracy": "accuracy %",
+    "error": "error %",
+    "micro_f1": "micro-F1 %",
+    "macro_f1": "macro-F1 %",
+}
+
+
+def scores(of_splits: Mapping[str, Mapping[str, Any]], classes: tuple[str, ...]) -> list[Table]:
+    """The scores of each split in a row, then a confusion matrix for each."""
+    rows = [
+        [split, *(_number(values[key]) for key in _SCORES)] for split, values in of_splits.items()
+    ]
+    tables = [Table("Scores", ["set", *_SCORES.values()], rows)]
+    if len(classes) > _MAX_CLASSES:
+        return tables
+    for split, values in of_splits.items():
+        counts = zip(classes, values["confusion"])
+        tables.append(
+            Table(
+                f"Confusion, {split}",
+                ["true class", *classes],
+                [[name, *map(str, row)] for name, row in counts],
+                "Columns are the predicted classes; numbers are images.",
+            )
+        )
+    return tables
+
+
+def catalogue() -> Table:
+    """Every norm: names, pattern, whether samples affect each other, one sentence."""
+    from normlab import norms
+
+    rows = []
+    for name in norms.available():
+        cls, _ = norms.parse(name)
+        short = [a for a, n in norms.ALIASES.items() if n == name]
+        forms = [f"{name}:{k}{'=' if k else ''}N" for k in cls.spec_options]
+        rows.append(
+            [
+                ", ".join([name, *short]),
+                cls.pattern,
+                "yes" if cls.uses_batch() else "no",
+                ", ".join(forms),
+                (cls.__doc__ or "").splitlines()[0],
+            ]
+        )
+    columns = ["norm", "statistics", "uses the batch", "options", "what it does"]
+    return Table("Norms", columns, rows, "What disappears to the right of -> is averaged.")
+
+
+def pairs(title: str, values: Mapping[str, Any]) -> Table:
+    """Names and values, one pair a row."""
+    return Table(title, ["what", "value"], [[k, str(v)] for k, v in values.items()])
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.2f}"

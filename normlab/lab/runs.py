@@ -1,0 +1,363 @@
+"""A run's folder: written while training, read ever after.
+
+    experiment.json    what is run; written last, so a folder that has it is complete
+    environment.json   where it started: versions and hardware
+    status.json        new, running, finished, interrupted, diverged or failed
+    metrics.jsonl      one event per line
+    checkpoints/       see checkpoint.py
+    lock               held by the process that trains
+
+Does not import torch, so that reports start quickly.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import platform
+import re
+import secrets
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from normlab.lab import tensorboard
+from normlab.lab.environment import describe_environment, presentable
+from normlab.lab.experiment import Experiment, ExperimentError, from_mapping
+
+__all__ = ["STATES", "Run", "RunError", "describe_environment", "find"]
+
+STATES = ("new", "running", "finished", "interrupted", "diverged", "failed")
+
+_FILES = ("experiment.json", "environment.json", "status.json", "metrics.jsonl", "checkpoints")
+_TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}")
+_MAX_JSON = 50 * 2**20  # bytes
+
+
+class RunError(ValueError):
+    """A run's folder that cannot be made, read or written; names the file."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One experiment and the folder with everything it produced."""
+
+    path: Path
+    experiment: Experiment
+
+    @classmethod
+    def create(cls, root: Path, experiment: Experiment, *, device: str = "cpu") -> "Run":
+        """Make the folder root/experiment.name, or open it if this experiment is already there.
+
+        Raises:
+            RunError: something else is there.
+        """
+        run = cls(root / experiment.name, experiment)
+        try:
+            (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            if (run.path / "experiment.json").exists():
+                return run._checked_against_folder()
+            others = sorted(p.name for p in run.path.iterdir() if not _is_ours(p.name))
+            if others:
+                raise RunError(
+                    f"{run.path} is not a run and holds {others[0]!r}; choose another folder"
+                )
+            (run.path / "metrics.jsonl").touch()
+        except OSError as error:
+            raise RunError(f"{run.path}: cannot be made: {error.strerror}") from error
+        _write_json(run.path / "environment.json", presentable(describe_environment(device)))
+        run.set_status("new")
+        _write_json(run.path / "experiment.json", dataclasses.asdict(experiment))
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """The run in a folder.
+
+        Raises:
+            RunError: it holds none, or a damaged one.
+        """
+        file = path / "experiment.json"
+        if not file.exists():
+            raise RunError(f"{path} is not a run: it has no experiment.json")
+        try:
+            return cls(path, from_mapping(_read_json(file), str(file)))
+        except ExperimentError as error:
+            raise RunError(f"{error}; the file was changed after the run was made") from None
+
+    def log(self, event: str, **fields: Any) -> None:
+        """Append an event; numbers that are not finite become null, secrets are masked."""
+        written = presentable({"event": event, **fields})
+        _append(self._metrics, json.dumps(written, allow_nan=False).encode() + b"\n")
+        if self._scalars:
+            self._scalars(written)
+
+    def events(self) -> list[dict[str, Any]]:
+        """All events in their order; a half-written last line is left out with a warning.
+
+        Raises:
+            RunError: another line is damaged.
+        """
+        events, half = _parsed_lines(self._metrics)
+        if half:
+            warnings.warn(
+                f"{self._metrics}:{half}: half-written and left out; the run was killed or goes on",
+                stacklevel=2,
+            )
+        return events
+
+    @property
+    def num_events(self) -> int:
+        """Complete lines of metrics.jsonl; store it with a checkpoint."""
+        return _read(self._metrics).count(b"\n")
+
+    def truncate(self, num_events: int) -> None:
+        """Forget the events after the first `num_events`: those after the checkpoint resumed from.
+
+        Raises:
+            RunError: there are fewer.
+        """
+        *lines, half = _read(self._metrics).split(b"\n")
+        if not 0 <= num_events <= len(lines):
+            raise RunError(
+                f"{self._metrics}: {len(lines)} events, but the checkpoint was written after "
+                f"{num_events}; the file was changed or lost: delete the run and train again"
+            )
+        if half or len(lines) > num_events:
+            kept = (line + b"\n" for line in lines[:num_events])
+            _replace(self._metrics, b"".join(kept))
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """The state, and whatever was said with it."""
+        file = self.path / "status.json"
+        status = _read_json(file)
+        if status.get("state") not in STATES:
+            raise RunError(
+                f"{file}: state {status.get('state')!r}, expected one of {', '.join(STATES)}"
+            )
+        return status
+
+    def set_status(self, state: str, **fields: Any) -> None:
+        """Replace the status."""
+        if state not in STATES:
+            raise RunError(f"state {state!r} is not possible; there are {', '.join(STATES)}")
+        updated = datetime.now(UTC).isoformat(timespec="seconds")
+        status = presentable({"state": state, **fields, "updated": updated})
+        _write_json(self.path / "status.json", status)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from training this run.
+
+        flock, on Linux and macOS: the kernel grants it to one process and frees it when that dies,
+        so it is never stale and two takers cannot both win. The text in it only names the holder.
+
+        Raises:
+            RunError: another process holds it.
+        """
+        import fcntl
+
+        path = self.path / "lock"
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise RunError(f"{path}: cannot be opened: {error.strerror}") from error
+        try:
+            self._take(descriptor, path)
+            for leftover in self.path.iterdir():
+                if _TEMPORARY.fullmatch(leftover.name):
+                    leftover.unlink()
+            try:
+                yield
+            finally:
+                os.ftruncate(descriptor, 0)
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough: children share it
+        finally:
+            os.close(descriptor)
+
+    def _take(self, descriptor: int, path: Path) -> None:
+        import fcntl
+
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"{self.path} is in use by {_holder(os.pread(descriptor, 4096, 0))}; "
+                "wait for it or stop it"
+            ) from None
+        except OSError as error:
+            raise RunError(
+                f"{path}: this file system has no locks ({error.strerror}); use a local folder"
+            ) from error
+        previous = os.pread(descriptor, 4096, 0)
+        if previous:
+            warnings.warn(
+                f"{self.path}: {_holder(previous)} was killed; taking the run over", stacklevel=4
+            )
+        os.ftruncate(descriptor, 0)
+        me = {"pid": os.getpid(), "host": platform.node(), "boot": _boot_id()}
+        os.pwrite(descriptor, json.dumps(me).encode(), 0)
+
+    def _checked_against_folder(self) -> "Run":
+        there = Run.open(self.path).experiment
+        if there != self.experiment:
+            raise RunError(
+                f"{self.path} holds another experiment, {there.name}; choose another folder"
+            )
+        return self
+
+    @property
+    def _metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @cached_property
+    def _scalars(self) -> Callable[[Mapping[str, Any]], None] | None:
+        return tensorboard.writer(self.path / "tensorboard")
+
+
+def find(root: Path) -> tuple[list[Run], list[tuple[Path, str]]]:
+    """The runs in a folder and, with the reason, the damaged ones; both by name.
+
+    Folders without any file of a run are passed over.
+
+    Raises:
+        RunError: there is no such folder.
+    """
+    try:
+        folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError as error:
+        raise RunError(f"{root}: cannot be read: {error.strerror}") from error
+    runs, damaged = [], []
+    for path in folders:
+        if not any((path / name).exists() for name in _FILES):
+            continue
+        try:
+            run = Run.open(path)
+            _parsed_lines(run._metrics)
+            _ = run.status
+        except RunError as error:
+            damaged.append((path, str(error)))
+        else:
+            runs.append(run)
+    return runs, damaged
+
+
+def _boot_id() -> str:
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def _holder(data: bytes) -> str:
+    try:
+        holder = json.loads(data)
+        name = f"process {holder['pid']} on {holder['host']}"
+        return name if holder["boot"] == _boot_id() else f"{name}, before its last restart,"
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return "another process"
+
+
+def _is_ours(name: str) -> bool:
+    return name in _FILES or name == "lock" or _TEMPORARY.fullmatch(name) is not None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    data = _read(path)
+    if len(data) > _MAX_JSON:
+        raise RunError(f"{path}: {len(data)} bytes, at most {_MAX_JSON} are read")
+    return _parsed(data, str(path))
+
+
+def _parsed(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        parsed = json.loads(data, parse_constant=_finite, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{where}: damaged, not JSON: {error}") from None
+    if not isinstance(parsed, dict):
+        raise RunError(f"{where}: damaged, expected a JSON object")
+    return parsed
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a number of JSON")
+    return number
+
+
+def _parsed_lines(path: Path) -> tuple[list[dict[str, Any]], int | None]:
+    """The events of metrics.jsonl and the number of its half-written last line, if any."""
+    lines = _read(path).split(b"\n")
+    half = lines.pop()  # empty after a complete line
+    events = []
+    for number, line in enumerate(lines, start=1):
+        event = _parsed(line, f"{path}:{number}")
+        if not isinstance(event.get("event"), str):
+            raise RunError(f'{path}:{number}: damaged, expected "event" and its name')
+        events.append(event)
+    return events, len(lines) + 1 if half else None
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Add a line; a half-written one before it is removed, and this one if it does not fit."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND)
+        try:
+            end = _end_of_lines(descriptor)
+            os.ftruncate(descriptor, end)
+            try:
+                rest = line
+                while rest:
+                    rest = rest[os.write(descriptor, rest) :]
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, end)
+                raise
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise RunError(
+            f"{path}: an event of {len(line)} bytes was not written: {error.strerror}"
+        ) from error
+
+
+def _end_of_lines(descriptor: int) -> int:
+    """The size of a file without its last line if that has no end."""
+    size = os.fstat(descriptor).st_size
+    if size == 0 or os.pread(descriptor, 1, size - 1) == b"\n":
+        return size
+    return os.pread(descriptor, size, 0).rfind(b"\n") + 1
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    _replace(path, json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a kill, sees the old one or the new one."""
+    temporary = path.parent / f".tmp-{secrets.token_hex(8)}"
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise RunError(
+            f"{path}: {len(data)} bytes were not written: {error.strerror}; the old file is intact"
+        ) from error

@@ -1,0 +1,1 @@
+"""What is learned: loss and metrics, one file per task."""
