@@ -1,0 +1,267 @@
+"""Fetching published sets: the right bytes, only over https, nothing half-done, hostile tars."""
+
+import gzip
+import hashlib
+import http.server
+import io
+import re
+import socketserver
+import tarfile
+import threading
+import urllib.error
+import urllib.request
+
+import pytest
+
+from normlab.lab.data import download, published
+from normlab.lab.data.download import DownloadError, fetch, https_only, unpack_gz, unpack_tar
+from normlab.lab.data.published import SETS, Archive
+
+
+def _sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def _tar(entries):
+    """A .tar.gz of (name, content) or TarInfo entries."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as tar:
+        for entry in entries:
+            if isinstance(entry, tarfile.TarInfo):
+                tar.addfile(entry)
+                continue
+            info = tarfile.TarInfo(entry[0])
+            info.size = len(entry[1])
+            tar.addfile(info, io.BytesIO(entry[1]))
+    return out.getvalue()
+
+
+def _special(name, kind, link=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info
+
+
+def _tree(folder):
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.endswith(".lock"))
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+RAW = b"pixels" * 50
+PACKED = gzip.compress(RAW)
+TAR = _tar([("set/one", b"1"), ("set/two", b"2"), ("set/readme.html", b"hello")])
+
+
+@pytest.fixture
+def sets(monkeypatch):
+    """Small sets of the three kinds in place of the published ones."""
+
+    def archive(path, content, members):
+        urls = (f"https://first.invalid/{path}", f"https://second.invalid/{path}")
+        digests = {name: f"sha256:{_sha256(raw)}" for name, raw in members.items()}
+        return Archive(path, urls, len(content), _sha256(content), digests)
+
+    monkeypatch.setitem(SETS, "gz", (archive("A/raw/x.gz", PACKED, {"A/raw/x": RAW}),))
+    monkeypatch.setitem(
+        SETS, "tar", (archive("s.tar.gz", TAR, {"set/one": b"1", "set/two": b"2"}),)
+    )
+    monkeypatch.setitem(SETS, "plain", (archive("x.mat", RAW, {"x.mat": RAW}),))
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A local server; `server.pages[path]` is what it sends, `server.asked` what it was asked."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            server.asked.append(self.path)
+            body = server.pages.get(self.path)
+            self.send_response(200 if body is not None else 404)
+            self.end_headers()
+            self.wfile.write(body or b"")
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setenv("no_proxy", "*")
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.pages, server.asked = {}, []
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        port = server.server_address[1]
+        server.opener = lambda url: urllib.request.urlopen(
+            f"http://127.0.0.1:{port}/{url.removeprefix('https://').partition('.')[0]}"
+        )
+        yield server
+        server.shutdown()
+
+
+def _no_network(url):
+    raise urllib.error.URLError("no network here")
+
+
+KINDS = {
+    "gz": (PACKED, {"A/raw/x.gz": PACKED, "A/raw/x": RAW}),
+    "tar": (TAR, {"s.tar.gz": TAR, "set/one": b"1", "set/two": b"2"}),
+    "plain": (RAW, {"x.mat": RAW}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fetched_set_is_complete_and_is_not_fetched_again(sets, server, tmp_path, kind):
+    content, expected = KINDS[kind]
+    server.pages["/first"] = content
+    seen = []
+    note = lambda name, done, size: seen.append((name, done, size))  # noqa: E731
+    assert fetch(kind, tmp_path, progress=note, opener=server.opener) == tmp_path
+    assert _tree(tmp_path) == expected
+    assert seen[-1][1:] == (len(content), len(content))
+    fetch(kind, tmp_path, opener=_no_network)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_archive_already_there_is_unpacked_without_network(sets, tmp_path, kind):
+    content, expected = KINDS[kind]
+    file = tmp_path / SETS[kind][0].path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    fetch(kind, tmp_path, opener=_no_network)
+    assert _tree(tmp_path) == expected
+
+
+def test_damaged_member_is_repaired(sets, server, tmp_path):
+    server.pages["/first"] = TAR
+    fetch("tar", tmp_path, opener=server.opener)
+    (tmp_path / "set/one").write_bytes(b"damaged")
+    fetch("tar", tmp_path, opener=_no_network)
+    assert (tmp_path / "set/one").read_bytes() == b"1"
+
+
+def test_second_address_is_used_where_the_first_fails(sets, server, tmp_path):
+    server.pages["/second"] = RAW
+    fetch("plain", tmp_path, opener=server.opener)
+    assert server.asked == ["/first", "/second"]
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        pytest.param(None, "HTTP Error 404|Not Found", id="F20: 404"),
+        pytest.param(b"<html>" * 50, "does not have the sha256", id="F20: HTML of the right size"),
+        pytest.param(RAW[:100], "broken off after 100 of 300 bytes", id="F20: broken off"),
+        pytest.param(RAW * 2, "sends more than the 300 bytes known", id="121: too much"),
+    ],
+)
+def test_wrong_content_is_refused_and_nothing_is_left(sets, server, tmp_path, page, message):
+    if page is not None:
+        server.pages["/first"] = server.pages["/second"] = page
+    with pytest.raises(DownloadError, match=message):
+        fetch("plain", tmp_path, opener=server.opener)
+    assert _tree(tmp_path) == {}
+
+
+def test_119_no_network_says_what_to_fetch_by_hand_where_to_put_it_and_its_hash(tmp_path):
+    with pytest.raises(DownloadError) as caught:
+        fetch("svhn", tmp_path, opener=_no_network)
+    for part in (
+        "could not fetch train_32x32.mat (https://ufldl",
+        "no network here",
+        "https://ufldl.stanford.edu/housenumbers/train_32x32.mat\n",
+        str(tmp_path / "train_32x32.mat"),
+        "182,040,794 bytes",
+        "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
+        "normlab data svhn",
+    ):
+        assert part in str(caught.value)
+
+
+def test_unknown_set_names_those_there_are(tmp_path):
+    with pytest.raises(DownloadError, match="'mnits' cannot be fetched; there are cifar10, cifar1"):
+        fetch("mnits", tmp_path)
+
+
+def test_folder_that_cannot_be_written_is_named(tmp_path, sets):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DownloadError, match=r"plain: cannot write in .*file/.*needs 300 bytes"):
+        fetch("plain", tmp_path / "file", opener=_no_network)
+
+
+@pytest.mark.parametrize("url", ["http://host.invalid/x", "file:///etc/hostname", "ftp://h/x"])
+def test_only_https_is_opened_also_after_redirects(url):
+    with pytest.raises(DownloadError, match="is not https"):
+        https_only(url)
+    request = urllib.request.Request("https://host.invalid/start")
+    with pytest.raises(DownloadError, match="start redirects to .*, which is not https"):
+        download._HttpsRedirects().redirect_request(request, None, 302, "Found", {}, url)
+
+
+def test_all_published_addresses_are_https_and_hashes_have_their_length():
+    for archives in SETS.values():
+        for archive in archives:
+            assert all(url.startswith("https://") for url in archive.urls)
+            assert re.fullmatch("[0-9a-f]{64}", archive.sha256)
+            for digest in archive.members.values():
+                assert re.fullmatch("sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}", digest)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        pytest.param([("../out", b"x")], "'../out' leads out", id="parent"),
+        pytest.param([("set/../../out", b"x")], "leads out", id="parent inside"),
+        pytest.param([("/tmp/out-abs", b"x")], "leads out", id="absolute"),
+        pytest.param([("C:\\out", b"x")], "leads out", id="Windows path"),
+        pytest.param([_special("l", tarfile.SYMTYPE, "/etc")], "link or a device", id="symlink"),
+        pytest.param(
+            [_special("l", tarfile.SYMTYPE, ".."), ("l/out", b"x")], "link", id="file below link"
+        ),
+        pytest.param([_special("l", tarfile.LNKTYPE, "/etc/passwd")], "link", id="hard link"),
+        pytest.param([_special("d", tarfile.CHRTYPE)], "link or a device", id="device"),
+        pytest.param([_special("p", tarfile.FIFOTYPE)], "link or a device", id="pipe"),
+        pytest.param([("a", b"1"), ("a", b"2")], "'a' comes twice", id="twice"),
+        pytest.param([(str(k), b"") for k in range(1001)], "more than 1000 files", id="many"),
+        pytest.param([("bomb", bytes(10**6))], "unpacks to more than", id="bomb"),
+        pytest.param([("set/one", b"other")], "set/one is missing or has not", id="other content"),
+    ],
+)
+def test_S05_hostile_tar_is_refused_whole(tmp_path, entries, message):
+    root = tmp_path / "data"
+    root.mkdir()
+    archive = root / "hostile.tar.gz"
+    archive.write_bytes(_tar([*entries, ("set/two", b"2")]))
+    before = _tree(tmp_path)
+    with pytest.raises(DownloadError, match=message):
+        unpack_tar(archive, root, {"set/one": f"sha256:{_sha256(b'1')}"})
+    assert _tree(tmp_path) == before
+    assert list(root.iterdir()) == [archive]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param(gzip.compress(bytes(10**6)), "unpacks to more than", id="bomb"),
+        pytest.param(PACKED[:-10], "is damaged", id="cut short"),
+        pytest.param(b"<html>", "is damaged", id="no gzip"),
+        pytest.param(gzip.compress(b"other"), "does not have the sha256", id="other content"),
+    ],
+)
+def test_S05_hostile_gz_leaves_nothing(tmp_path, content, message):
+    archive = tmp_path / "x.gz"
+    archive.write_bytes(content)
+    with pytest.raises(DownloadError, match=message):
+        unpack_gz(archive, tmp_path / "x", f"sha256:{_sha256(RAW)}")
+    assert _tree(tmp_path) == {"x.gz": content}
+
+
+def test_F19_two_fetches_at_once_download_once(sets, server, tmp_path):
+    pytest.importorskip("fcntl")
+    server.pages["/first"] = RAW
+    threads = [
+        threading.Thread(target=fetch, args=("plain", tmp_path), kwargs={"opener": server.opener})
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert server.asked == ["/first"]
+    assert published.matches(tmp_path / "x.mat", f"sha256:{_sha256(RAW)}")
