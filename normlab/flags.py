@@ -16,7 +16,7 @@ from normlab.lab.experiment import Experiment, ExperimentError, Sweep, did_you_m
 COMPARED = {
     "norm": ("batch", "group", "layer", "instance"),
     "seed": (0, 1, 2),
-    "norm_batch_size": (2, 4, 8, 32),
+    "norm_batch_size": (2, 8, 32),
 }
 _SEQUENCE = "milestones"  # one value of this field is a sequence already, so it is not swept
 

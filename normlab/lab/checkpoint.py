@@ -130,7 +130,8 @@ def read_weights(path: Path, *, allow_nan: bool = False) -> dict[str, Tensor]:
 
     Args:
         path: .safetensors; .pt with a state_dict, or one under "state_dict" or "model"; a
-            checkpoint, a folder of them or a run, whose weights are those named "model.…".
+            checkpoint, a folder of them or a run, whose best ones are taken; weights are the tensors
+            named "model.…".
 
     The prefixes `module.` and `_orig_mod.` of wrapped models are removed.
 
@@ -371,8 +372,8 @@ def _folder_weights(path: Path) -> dict[str, Tensor]:
     if (path / _MANIFEST).exists():
         tensors = _parsed(path)[0]
     else:
-        inner = path / "checkpoints"
-        tensors = load(inner if inner.is_dir() else path)[0]
+        best = path / "checkpoints" / "best"
+        tensors = load(best if best.is_dir() else path)[0]
     prefix = "model."
     weights = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     if not weights:

@@ -171,9 +171,8 @@ class _Session:
 
     def _step(self, batch: Batch) -> None:
         e, at = self.experiment, self.at
-        rate = optimizer.learning_rate(e, at.step, e.epochs * self.num_batches)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self._learning_rate(at.step)
         self.optimizer.zero_grad()
         for images, labels in zip(
             batch.images.chunk(e.accumulate), batch.labels.chunk(e.accumulate)
@@ -188,6 +187,10 @@ class _Session:
         self.optimizer.step()
         at.batch += 1
         at.step += 1
+
+    def _learning_rate(self, step: int) -> float:
+        e = self.experiment
+        return optimizer.learning_rate(e, step, e.epochs * self.num_batches)
 
     def _check(self, batch: Batch) -> None:
         """Stop before a step that would spoil the weights."""
@@ -221,7 +224,7 @@ class _Session:
             train_error=100 * at.wrong / seen,
             validation_loss=loss,
             validation_error=error,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
+            learning_rate=self._learning_rate(at.step - 1),
             seconds_train=at.seconds,
             seconds_validation=time.perf_counter() - started,
         )

@@ -2,7 +2,8 @@
 
 This is what runs where no kernel does, and what kernels fall back to. Values are shifted by one of
 their own before they are averaged, so that a constant group has variance 0 and a large offset costs
-no digits; on the CPU, sums are taken in float64.
+no digits. Elements are float32 (float64 for float64 input); sums, and squares before they are
+summed, are float64 on the CPU.
 """
 
 from collections.abc import Callable
@@ -62,7 +63,7 @@ def normalize(
     """
     geometry = patterns.geometry(pattern, x.shape)
     centred, mean, var = _centred(_split(x, geometry), geometry, center)
-    rstd = torch.rsqrt(var + eps)
+    rstd = torch.rsqrt(var + eps).to(centred.dtype)
     z = _affine(centred * rstd, weight, bias, residual, geometry)
     y = _like(x, ACTIVATIONS[activation][0](z))
     return y, _kept(mean, x, geometry), _kept(var, x, geometry), _kept(rstd, x, geometry)
@@ -81,9 +82,9 @@ def apply(
 ) -> Tensor:
     """y under statistics that are given."""
     geometry = patterns.geometry(pattern, x.shape)
-    x_split = _split(x, geometry)
-    mean, var = (s.to(x_split.dtype).reshape(geometry.broadcast) for s in (mean, var))
-    z = _affine((x_split - mean) * torch.rsqrt(var + eps), weight, bias, residual, geometry)
+    mean, var = (s.to(statistics_dtype(x)).reshape(geometry.broadcast) for s in (mean, var))
+    xhat = (_split(x, geometry) - mean) * torch.rsqrt(var + eps)
+    z = _affine(xhat, weight, bias, residual, geometry)
     return _like(x, ACTIVATIONS[activation][0](z))
 
 
@@ -102,40 +103,50 @@ def normalize_backward(
     """Gradients of `normalize` by x, weight, bias and residual; the last is dz, the activation's.
 
     dx = rstd * (g - mean(g) - xhat * mean(g * xhat)),   g = dz * weight;   mean(g) only if centred
+
+    Large sums are taken once, over the axes that belong neither to a statistic nor to a channel;
+    from these, those per statistic and those per channel are small sums.
     """
     geometry = patterns.geometry(pattern, x.shape)
-    mean, rstd = (s.reshape(geometry.broadcast).to(_wide(x)) for s in (mean, rstd))
+    mean, rstd = (s.reshape(geometry.broadcast) for s in (mean, rstd))
     xhat = (_split(x, geometry) - mean) * rstd
-    dz = _split(dy, geometry).to(xhat.dtype)
+    dz = _split(dy, geometry)
     if activation != "none":
         dz = ACTIVATIONS[activation][1](dz, _affine(xhat, weight, bias, residual, geometry))
-    g = dz if weight is None else dz * weight.to(dz.dtype).reshape(geometry.per_channel)
-    dx = g - xhat * _mean(g * xhat, geometry)
-    if center:
-        dx = dx - _mean(g, geometry)
-    over = tuple(i for i in range(len(geometry.split)) if i not in geometry.channels)
-    dweight, dbias = ((t.sum(over) if over else t).flatten() for t in (dz * xhat, dz))
-    narrow = statistics_dtype(x)
-    return _like(x, dx * rstd), dweight.to(narrow), dbias.to(narrow), _like(x, dz)
 
+    channels = geometry.channels
+    inner = tuple(i for i in geometry.reduced if i not in channels)
+    others = tuple(i for i in range(len(geometry.split)) if i not in (*channels, *inner))
+    sums = [_sum(t, inner) for t in (dz * xhat, dz)]
+    dweight, dbias = (_sum(t, others).flatten().to(mean.dtype) for t in sums)
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.device.type == "cpu" else statistics_dtype(x)
+    g = dz
+    if weight is not None:
+        w = weight.reshape(geometry.per_channel)
+        g, sums = dz * w.to(dz.dtype), [t * w.to(t.dtype) for t in sums]
+    across = tuple(i for i in geometry.reduced if i in channels)
+    slope, mean_g = (_sum(t, across).div(geometry.count).to(g.dtype) for t in sums)
+    # the mean first: where a group is one value, g - mean(g) is then exactly 0
+    dx = (g - mean_g if center else g) - xhat * slope
+    return _like(x, dx * rstd), dweight, dbias, _like(x, dz)
 
 
 def _split(x: Tensor, geometry: Geometry) -> Tensor:
-    """x with composed axes split, in the type sums are taken in."""
-    return x.to(_wide(x)).reshape(geometry.split)
+    """x with composed axes split, in the type elements are computed in."""
+    return x.to(statistics_dtype(x)).reshape(geometry.split)
 
 
-def _mean(x: Tensor, geometry: Geometry) -> Tensor:
-    return x.mean(geometry.reduced, keepdim=True) if geometry.reduced else x
+def _sum(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The sum over axes, which stay with size 1; in float64 on the CPU."""
+    wide = torch.float64 if x.device.type == "cpu" else x.dtype
+    return x.sum(axes, keepdim=True, dtype=wide) if axes else x.to(wide)
 
 
 def _centred(x: Tensor, geometry: Geometry, center: bool) -> tuple[Tensor, Tensor, Tensor]:
     """x minus its mean, the mean and the biased variance, ready to broadcast."""
+    count = max(geometry.count, 1)
     if not center:
-        return x, x.new_zeros(geometry.broadcast), _mean(x * x, geometry)
+        return x, x.new_zeros(geometry.broadcast), _sum_of_squares(x, geometry) / count
     if geometry.count == 0:
         nothing = x.new_zeros(geometry.broadcast)
         return x, nothing, nothing
@@ -143,9 +154,14 @@ def _centred(x: Tensor, geometry: Geometry, center: bool) -> tuple[Tensor, Tenso
     for axis in geometry.reduced:
         first = first.narrow(axis, 0, 1)
     shifted = x - first
-    offset = _mean(shifted, geometry)
-    centred = shifted - offset
-    return centred, first + offset, _mean(centred * centred, geometry)
+    offset = _sum(shifted, geometry.reduced) / count
+    centred = shifted - offset.to(x.dtype)
+    return centred, first + offset, _sum_of_squares(centred, geometry) / count
+
+
+def _sum_of_squares(x: Tensor, geometry: Geometry) -> Tensor:
+    wide = x.double() if x.device.type == "cpu" else x
+    return _sum(wide.square(), geometry.reduced)
 
 
 def _affine(
