@@ -20,9 +20,9 @@ BASE = Experiment(
 
 NOTE = (
     "Small setting, 14×14 pixels: the last map has 4×4 positions, so even 2 images give batch norm "
-    "32 values per channel. The paper's table 2 (ImageNet, ResNet-50, 32 to 2 images a worker: batch "
-    "norm 23.6 23.7 24.8 27.3 34.7, group norm 24.1 24.2 24.0 24.2 24.1) is of another scale and not "
-    "comparable."
+    "32 values per channel. The paper's table 2 (ImageNet, ResNet-50, 32 to 2 images a worker: "
+    "batch norm 23.6 23.7 24.8 27.3 34.7, group norm 24.1 24.2 24.0 24.2 24.1) is of another scale "
+    "and not comparable."
 )
 
 SWEEP = Sweep.grid(

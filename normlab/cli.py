@@ -207,7 +207,7 @@ def data(names: Runs, root: Path | None = None) -> int:
             folder = download.fetch(
                 name,
                 root or data_root(),
-                progress=lambda file, done, total: bars.update(  # noqa: B023
+                progress=lambda file, done, total, task=task: bars.update(  # type: ignore[misc]
                     task, description=file, completed=done, total=total
                 ),
             )

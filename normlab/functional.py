@@ -4,7 +4,6 @@ Signatures are torch's, followed by keyword-only `activation` (a name, see `ACTI
 `residual`: y = activation(norm(x) * weight + bias + residual). `normalize` takes any pattern.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +11,16 @@ from torch import Tensor
 
 from normlab import ops
 from normlab import pattern as patterns
-from normlab.pattern import PatternError, show
+from normlab.checks import (
+    check_count,
+    check_dense,
+    check_groups,
+    check_movable,
+    check_rank,
+    check_running,
+    check_tensors,
+)
+from normlab.pattern import Geometry, show
 
 __all__ = [
     "batch_norm",
@@ -259,71 +267,25 @@ def with_running(
     """Normalize by the statistics of x and move the running ones, or by the running ones.
 
     Args:
-        pattern: with its sizes written in; may keep axes besides c, over which running statistics
-            then average.
+        pattern: with its sizes written in; running statistics average over axes it keeps besides
+            the channels, and are the same for all channels of a group.
         training: use the statistics of x.
     """
-    _check_running(x, running_mean, running_var, training)
+    check_running(x, running_mean, running_var, training)
     if not training:
+        assert running_mean is not None
+        assert running_var is not None
         return _apply(x, running_mean, running_var, weight, bias, eps, activation, residual)
+    check_movable(running_mean)
     check_count(x, pattern)
     y, mean, var = _normalize(x, pattern, weight, bias, eps, activation, residual)
-    if running_mean is not None and x.numel():
-        count = patterns.geometry(pattern, x.shape).count
-        channels = running_mean.numel()
+    if running_mean is not None and running_var is not None and x.numel():
+        geometry = patterns.geometry(pattern, x.shape)
         with torch.no_grad():
-            unbiased = var.detach().reshape(-1, channels).mean(0) * (count / (count - 1))
-            _move(running_mean, mean.detach().reshape(-1, channels).mean(0), momentum)
+            unbiased = _per_channel(var, geometry) * (geometry.count / (geometry.count - 1))
+            _move(running_mean, _per_channel(mean, geometry), momentum)
             _move(running_var, unbiased, momentum)
     return y
-
-
-def check_groups(num_groups: int, num_channels: int) -> None:
-    """Raise unless the channels split into that many groups."""
-    if not isinstance(num_groups, int) or isinstance(num_groups, bool):
-        kind = type(num_groups).__name__
-        raise TypeError(f"num_groups must be a whole number, got {num_groups!r} ({kind})")
-    if num_groups < 1:
-        raise PatternError(f"num_groups must be ≥ 1, got {num_groups}")
-    if num_channels % num_groups:
-        divisors = [d for d in range(1, num_channels + 1) if num_channels % d == 0]
-        raise PatternError(
-            f"num_channels ({num_channels}) must be divisible by num_groups ({num_groups}); "
-            f"divisors of {num_channels}: {', '.join(map(str, divisors))}"
-        )
-
-
-def check_count(x: Tensor, pattern: str) -> None:
-    """Raise where a variance would be taken of one value.
-
-    Groups of one value are let through if there are several samples, as torch does.
-    """
-    if patterns.geometry(pattern, x.shape).count != 1:
-        return
-    kept = patterns.parse(pattern).kept
-    norm, per, instead = (
-        ("batch", "channel", "a larger batch or group norm")
-        if "n" not in kept
-        else ("instance", "sample and channel", "a larger input or group norm")
-        if kept == ("n", "c")
-        else ("group", "group", "a larger input or fewer groups")
-    )
-    if norm == "group" and x.shape[0] > 1:
-        return
-    raise ValueError(
-        f"Expected more than 1 value per channel when training, got input size {list(x.shape)}: "
-        f"{norm} norm got one value per {per} (shape {show(x.shape)}); its variance would be 0. "
-        f"Use {instead}."
-    )
-
-
-def check_rank(x: Tensor) -> None:
-    """Raise unless x has a sample and a channel axis."""
-    if x.dim() < 2:
-        raise ValueError(
-            f"expected input with at least 2 axes (N, C, ...), got {x.dim()}D input of shape "
-            f"{show(x.shape)}; add the missing axis with x.unsqueeze(0)"
-        )
 
 
 def _normalize(
@@ -338,7 +300,7 @@ def _normalize(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, mean and var; the one way into `ops.normalize`."""
     check_rank(x)
-    _check(x, weight, bias, residual, activation)
+    check_tensors(x, residual, activation, weight=weight, bias=bias)
     y, mean, var, _ = ops.normalize(
         x, weight, bias, residual, pattern, eps, center, activation or "none"
     )
@@ -357,7 +319,7 @@ def _apply(
 ) -> Tensor:
     """y under per-channel statistics; the one way into `ops.apply`."""
     check_rank(x)
-    _check(x, weight, bias, residual, activation)
+    check_tensors(x, residual, activation, weight=weight, bias=bias)
     return ops.apply(x, mean, var, weight, bias, residual, PER_CHANNEL, eps, activation or "none")
 
 
@@ -372,6 +334,7 @@ def _last_axes(
     center: bool,
 ) -> Tensor:
     """The last axes flattened into channels: "n c -> n"."""
+    check_dense(x)
     last = tuple(normalized_shape)
     if not last or tuple(x.shape[-len(last) :]) != last:
         raise RuntimeError(
@@ -382,7 +345,7 @@ def _last_axes(
             raise RuntimeError(
                 f"expected {name} of shape {show(last)}, got {show(parameter.shape)}"
             )
-    rows = (math.prod(x.shape[: -len(last)]), math.prod(last))
+    rows = (patterns.product(x.shape[: -len(last)]), patterns.product(last))
     y, _, _ = _normalize(
         x.reshape(rows), "n c -> n",
         None if weight is None else weight.reshape(-1),
@@ -392,74 +355,14 @@ def _last_axes(
     return y.reshape(x.shape)
 
 
+def _per_channel(statistic: Tensor, geometry: Geometry) -> Tensor:
+    """(C,) out of the kept sizes: averaged over other axes, repeated within a group."""
+    channels = geometry.channels
+    sizes = [geometry.split[i] if i in channels else s for i, s in enumerate(geometry.broadcast)]
+    others = [i for i in range(len(sizes)) if i not in channels]
+    return statistic.detach().reshape(geometry.broadcast).expand(sizes).mean(others).flatten()
+
+
 def _move(running: Tensor, new: Tensor, momentum: float | Tensor) -> None:
     """running ← (1 - momentum) · running + momentum · new, in place."""
     running.copy_(running + (new.to(running.dtype) - running) * momentum)
-
-
-def _check(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str | None,
-) -> None:
-    if x.layout != torch.strided or x.is_nested or x.is_quantized:
-        kind = "nested" if x.is_nested else "quantized" if x.is_quantized else x.layout
-        raise TypeError(f"expected a dense tensor, got {kind}; convert it first (x.to_dense())")
-    if not x.is_floating_point():
-        raise NotImplementedError(
-            f'"normalize" is not implemented for {x.dtype}; convert first, as in x.float()'
-        )
-    if activation is not None and activation not in ops.ACTIVATIONS:
-        raise ValueError(f"activation {activation!r} is none of {', '.join(ops.ACTIVATIONS)}")
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter is not None:
-            _check_parameter(x, name, parameter)
-    if residual is None:
-        return
-    if residual.shape != x.shape or residual.dtype != x.dtype or residual.device != x.device:
-        raise RuntimeError(
-            f"expected residual like x, {show(x.shape)} {x.dtype} on {x.device}, "
-            f"got {show(residual.shape)} {residual.dtype} on {residual.device}"
-        )
-
-
-def _check_parameter(x: Tensor, name: str, parameter: Tensor) -> None:
-    if parameter.shape != x.shape[1:2]:
-        raise RuntimeError(
-            f"expected {name} with one value for each of the {x.shape[1]} channels of input "
-            f"{show(x.shape)}, got shape {show(parameter.shape)}"
-        )
-    if parameter.device != x.device:
-        raise RuntimeError(
-            f"expected {name} on the device of the input, {x.device}, got {parameter.device}; "
-            f"move the layer with .to({str(x.device)!r})"
-        )
-    if parameter.dtype not in (x.dtype, ops.statistics_dtype(x)):
-        raise RuntimeError(
-            f"mixed dtype: input {x.dtype} with {name} {parameter.dtype}; "
-            f"expected {x.dtype} or {ops.statistics_dtype(x)}"
-        )
-
-
-def _check_running(
-    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, training: bool
-) -> None:
-    check_rank(x)
-    if (running_mean is None) != (running_var is None):
-        missing = "running_mean" if running_mean is None else "running_var"
-        raise RuntimeError(f"expected running_mean and running_var or neither; {missing} is None")
-    if running_mean is None:
-        if training:
-            return
-        raise RuntimeError(
-            "Expected running_mean and running_var to be defined when training=False; "
-            "there are no statistics to evaluate with"
-        )
-    for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
-        if statistic.shape != x.shape[1:2]:
-            raise RuntimeError(
-                f"{name} should contain {x.shape[1]} elements, one per channel of input "
-                f"{show(x.shape)}, not {statistic.numel()}"
-            )

@@ -4,8 +4,6 @@ A subclass states its pattern and its name; that it needs running statistics, or
 one sample, follows from the pattern.
 """
 
-import math
-import warnings
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +11,14 @@ from torch import Tensor, nn
 
 from normlab import functional
 from normlab import pattern as patterns
-from normlab.ops import ACTIVATIONS
+from normlab.checks import (
+    check_activation,
+    check_channels,
+    check_count,
+    check_eps,
+    check_momentum,
+    check_rank,
+)
 from normlab.pattern import show
 
 CATALOGUE: dict[str, type["Norm"]] = {}  # full names, in the order they are written
@@ -76,9 +81,9 @@ class Norm(nn.Module):
         **sizes: int,
     ) -> None:
         super().__init__()
-        _check_channels(num_channels)
+        check_channels(num_channels)
         check_eps(eps)
-        _check_momentum(momentum)
+        check_momentum(momentum)
         check_activation(activation)
         self.num_channels = num_channels
         self.eps = eps
@@ -108,36 +113,33 @@ class Norm(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         self.check_input(x)
         if not self.track_running_stats:
-            functional.check_count(x, self.pattern)
+            check_count(x, self.pattern)
             return functional.normalize(
                 x, self.pattern, self.weight, self.bias,
                 eps=self.eps, activation=self.activation, residual=residual,
             )  # fmt: skip
-        return functional.with_running(
+        y = functional.with_running(
             x, self.pattern, self.running_mean, self.running_var, self.weight, self.bias,
-            training=self.training, momentum=self.next_momentum(), eps=self.eps,
+            training=self.training, momentum=next_momentum(self), eps=self.eps,
             activation=self.activation, residual=residual,
         )  # fmt: skip
+        count_batch(self)
+        return y
 
     def check_input(self, x: Tensor) -> None:
         """Raise unless x is (N, C, ...) with this layer's C."""
-        functional.check_rank(x)
+        check_rank(x)
         if x.shape[1] != self.num_channels:
             raise ValueError(
                 f"{type(self).__name__} expected {self.num_channels} channels on axis 1, "
                 f"got {x.shape[1]} (shape {show(x.shape)})"
             )
 
-    def next_momentum(self) -> float | Tensor:
-        """Weight of the batch at hand in the running statistics; counts the batch in training."""
-        return count_batch(self)
-
     def reset_running_stats(self) -> None:
         """Forget the batches seen."""
-        if self.track_running_stats:
-            self.running_mean.zero_()
-            self.running_var.fill_(1)
-            self.num_batches_tracked.zero_()
+        for name, start in (("running_mean", 0), ("running_var", 1), ("num_batches_tracked", 0)):
+            if (statistic := getattr(self, name)) is not None:
+                statistic.fill_(start)
 
     def reset_parameters(self) -> None:
         """Back to the state of a new layer."""
@@ -164,48 +166,20 @@ class Norm(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
 
-def count_batch(layer: Any) -> float | Tensor:
-    """The weight of the batch at hand, having counted it: momentum, or 1/batches if that is None.
+def next_momentum(layer: Any) -> float | Tensor:
+    """Weight of the batch at hand in the running statistics: momentum, or 1/batches if None.
 
     A tensor where it depends on the count, so that compiled graphs need not read it.
     """
+    if layer.momentum is not None:
+        return layer.momentum
+    if layer.num_batches_tracked is None:
+        return 0.0
+    wide = torch.promote_types(layer.running_mean.dtype, torch.float32)
+    return 1.0 / (layer.num_batches_tracked + 1).to(wide)
+
+
+def count_batch(layer: Any) -> None:
+    """Count a batch in training; after it passed, so that one that is refused leaves no trace."""
     if layer.training and layer.track_running_stats and layer.num_batches_tracked is not None:
         layer.num_batches_tracked.add_(1)
-        if layer.momentum is None:
-            return 1.0 / layer.num_batches_tracked
-    return 0.0 if layer.momentum is None else layer.momentum
-
-
-def check_eps(eps: Any) -> None:
-    """Raise unless eps is a positive number."""
-    if not isinstance(eps, int | float) or not eps > 0 or math.isinf(eps):
-        raise ValueError(f"eps must be a positive number such as 1e-5, got {eps!r}")
-
-
-def check_activation(activation: Any) -> None:
-    """Raise unless the activation is one of the names, or None."""
-    if activation is not None and activation not in ACTIVATIONS:
-        raise ValueError(f"activation {activation!r} is none of {', '.join(ACTIVATIONS)}")
-
-
-def _check_channels(num_channels: Any) -> None:
-    if not isinstance(num_channels, int) or isinstance(num_channels, bool):
-        raise TypeError(
-            f"num_channels must be a whole number, got {num_channels!r} "
-            f"({type(num_channels).__name__})"
-        )
-    if num_channels < 1:
-        raise ValueError(f"num_channels must be at least 1, got {num_channels}")
-
-
-def _check_momentum(momentum: Any) -> None:
-    if momentum is None:
-        return
-    if not isinstance(momentum, int | float) or isinstance(momentum, bool):
-        kind = type(momentum).__name__
-        raise TypeError(f"momentum must be a number or None, got {momentum!r} ({kind})")
-    if not 0 <= momentum <= 1:
-        warnings.warn(
-            f"momentum is the weight of the new batch, usually 0 to 1; got {momentum}",
-            stacklevel=3,
-        )

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from normlab import functional
-from normlab.functional import check_groups
-from normlab.layer import check_activation, check_eps, count_batch
+from normlab.checks import check_activation, check_eps, check_groups, check_momentum, check_rank
+from normlab.layer import count_batch, next_momentum
 from normlab.pattern import show
 
 __all__ = [
@@ -35,8 +35,9 @@ class _Activated:
     def __init__(self, *args: Any, activation: str | None = None, **options: Any) -> None:
         check_activation(activation)
         super().__init__(*args, **options)
-        if getattr(self, "eps", None) is not None:
-            check_eps(self.eps)
+        if (eps := getattr(self, "eps", None)) is not None:
+            check_eps(eps)
+        check_momentum(getattr(self, "momentum", None))
         self.activation = activation
 
     def extra_repr(self) -> str:
@@ -47,17 +48,18 @@ class _Activated:
 class _Batch(_Activated):
     def forward(self: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
         self._check_input_dim(input)
-        momentum = count_batch(self)
         # without running statistics a layer in evaluation uses the batch's
         training = self.training or (self.running_mean is None and self.running_var is None)
         tracked = not self.training or self.track_running_stats
-        return functional.batch_norm(
+        y = functional.batch_norm(
             input,
             self.running_mean if tracked else None,
             self.running_var if tracked else None,
-            self.weight, self.bias, training, momentum, self.eps,
+            self.weight, self.bias, training, next_momentum(self), self.eps,
             activation=self.activation, residual=residual,
         )  # fmt: skip
+        count_batch(self)
+        return y
 
 
 class _Instance(_Activated):
@@ -68,17 +70,19 @@ class _Instance(_Activated):
         return self._instance_norm(input, residual)
 
     def _instance_norm(self: Any, input: Tensor, residual: Tensor | None) -> Tensor:
+        check_rank(input)
         if input.shape[1] != self.num_features:
             raise ValueError(
                 f"{type(self).__name__} expected {self.num_features} channels on axis 1, "
                 f"got {input.shape[1]} (shape {show(input.shape)})"
             )
-        momentum = count_batch(self)
-        return functional.instance_norm(
+        y = functional.instance_norm(
             input, self.running_mean, self.running_var, self.weight, self.bias,
-            self.training or not self.track_running_stats, momentum, self.eps,
+            self.training or not self.track_running_stats, next_momentum(self), self.eps,
             activation=self.activation, residual=residual,
         )  # fmt: skip
+        count_batch(self)
+        return y
 
 
 class BatchNorm1d(_Batch, torch.nn.BatchNorm1d):

@@ -12,8 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normlab import functional
-from normlab.functional import PER_CHANNEL, check_groups
-from normlab.layer import ALIASES, CATALOGUE, Norm
+from normlab.checks import (
+    check_channels,
+    check_count,
+    check_groups,
+    check_tensors,
+    check_whole,
+)
+from normlab.functional import PER_CHANNEL
+from normlab.layer import ALIASES, CATALOGUE, Norm, count_batch, next_momentum
 from normlab.ops import ACTIVATIONS
 from normlab.pattern import PatternError, bind
 
@@ -76,12 +83,13 @@ class TorchBatchNorm(Norm, name="torch_bn"):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         self.check_input(x)
-        momentum = self.next_momentum()
+        check_tensors(x, residual, self.activation)
         training = self.training or not self.track_running_stats
         y = F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, training,
-            float(momentum), self.eps,
+            float(next_momentum(self)), self.eps,
         )  # fmt: skip
+        count_batch(self)
         return ACTIVATIONS[self.activation or "none"][0](y if residual is None else y + residual)
 
 
@@ -122,6 +130,7 @@ class GroupNorm(Norm, name="group", aliases=("gn",)):
         group_size: int | None = None,
         **options: Any,
     ) -> None:
+        check_channels(num_channels)
         if num_groups is None:
             num_groups = _num_groups(num_channels, group_size)
         elif group_size is not None:
@@ -210,11 +219,15 @@ class BatchInstanceNorm(Norm, name="batch_instance", aliases=("bin",)):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         self.check_input(x)
-        functional.check_count(x, InstanceNorm.pattern)
+        check_tensors(
+            x, residual, self.activation, gate=self.gate, weight=self.weight, bias=self.bias
+        )
+        check_count(x, InstanceNorm.pattern)
         batch = functional.with_running(
             x, self.pattern, self.running_mean, self.running_var, eps=self.eps,
-            training=self.training or not self.track_running_stats, momentum=self.next_momentum(),
+            training=self.training or not self.track_running_stats, momentum=next_momentum(self),
         )  # fmt: skip
+        count_batch(self)
         instance = functional.normalize(x, InstanceNorm.pattern, eps=self.eps)
         per_channel = (-1,) + (1,) * (x.dim() - 2)
         gate = self.gate + (self.gate.clamp(0, 1) - self.gate).detach()
@@ -251,6 +264,7 @@ class NoNorm(Norm, name="none", aliases=("nn",)):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         self.check_input(x)
+        check_tensors(x, residual, self.activation)
         return ACTIVATIONS[self.activation or "none"][0](x if residual is None else x + residual)
 
 
@@ -275,7 +289,7 @@ def norm(spec: str, num_channels: int | None = None, **options: Any) -> Any:
         options: further arguments of the layer.
 
     Raises:
-        LookupError: no norm has that name.
+        LookupError: no norm or no option is written like that.
         PatternError, ValueError, TypeError: options that do not fit.
 
     >>> norm("group:8", 64).num_groups
@@ -292,8 +306,7 @@ def parse(spec: str) -> tuple[type[Norm], dict[str, int]]:
     """The class and the options a spec stands for.
 
     Raises:
-        LookupError: no norm has that name.
-        ValueError: an option the norm does not have, or a value that is not a whole number.
+        LookupError: no norm has that name, or no such option, or its value is no whole number.
     """
     name, _, rest = spec.partition(":")
     cls = CATALOGUE.get(ALIASES.get(name, name))
@@ -306,11 +319,11 @@ def parse(spec: str) -> tuple[type[Norm], dict[str, int]]:
         option = cls.spec_options.get(key, key)
         if option not in cls.spec_options.values():
             forms = [f"{name}:{k}{'=' if k else ''}8" for k in cls.spec_options]
-            raise ValueError(
+            raise LookupError(
                 f"norm {spec!r}: cannot read {item!r}; write {' or '.join([name, *forms])}"
             )
         if not value.lstrip("-").isdigit():
-            raise ValueError(f"norm {spec!r}: {option} must be a whole number, got {value!r}")
+            raise LookupError(f"norm {spec!r}: {option} must be a whole number, got {value!r}")
         options[option] = int(value)
     return cls, options
 
@@ -324,6 +337,7 @@ def _num_groups(num_channels: int, group_size: int | None) -> int:
     if group_size is None:
         divisors = [d for d in range(2, num_channels + 1) if num_channels % d == 0] or [1]
         group_size = min(divisors, key=lambda d: (abs(d - DEFAULT_GROUP_SIZE), -d))
+    check_whole("group_size", group_size)
     if group_size < 1 or num_channels % group_size:
         divisors = [d for d in range(1, num_channels + 1) if num_channels % d == 0]
         raise PatternError(

@@ -5,8 +5,8 @@ right; what disappears is averaged. Pure Python: importable without torch, usabl
 """
 
 import functools
-import math
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,7 +40,7 @@ class Geometry:
     @property
     def count(self) -> int:
         """Values per statistic."""
-        return math.prod(self.split[i] for i in self.reduced)
+        return product([self.split[i] for i in self.reduced])
 
     @property
     def broadcast(self) -> tuple[int, ...]:
@@ -114,6 +114,19 @@ class Pattern:
                 split.append(part)
         return Geometry(tuple(split), tuple(reduced), tuple(channels))
 
+    def undecided(self, names: tuple[str, ...]) -> list[str]:
+        """The name, if any, whose size follows from that of its axis.
+
+        Raises:
+            PatternError: several names of the axis have no size.
+        """
+        unknown = [n for n in names if n not in self.sizes]
+        if len(unknown) > 1:
+            raise PatternError(
+                f'"{self.text}" does not say how ({" ".join(names)}) splits; give {unknown[0]}=…'
+            )
+        return unknown
+
     def _expanded(self, shape: Sequence[int]) -> list[tuple[str, ...]]:
         """One tuple of names per axis of the shape."""
         spare = len(shape) - len(self.axes)
@@ -131,8 +144,8 @@ class Pattern:
 
     def _parts(self, names: tuple[str, ...], size: int, shape: Sequence[int]) -> list[int]:
         """Sizes of the elementary axes one axis is composed of."""
-        unknown = [n for n in names if n not in self.sizes]
-        known = math.prod(self.sizes[n] for n in names if n in self.sizes)
+        unknown = self.undecided(names)
+        known = product([self.sizes[n] for n in names if n in self.sizes])
         if (len(unknown) == 1 and size % known) or (not unknown and size != known):
             stated = " · ".join(f"{n}={self.sizes[n]}" for n in names if n in self.sizes)
             divisors = ", ".join(map(str, _divisors(size))) if unknown else str(size)
@@ -143,7 +156,6 @@ class Pattern:
         return [self.sizes.get(n, size // known) for n in names]
 
 
-@functools.cache
 def parse(text: str) -> Pattern:
     """Read a pattern such as "n (g=8 c) ... -> n g".
 
@@ -157,6 +169,10 @@ def parse(text: str) -> Pattern:
     >>> parse("n c ... -> n").geometry((2, 6, 4, 4)).count
     96
     """
+    return _read(text) if _is_traced() else _read_once(text)
+
+
+def _read(text: str) -> Pattern:
     sides = text.split("->")
     if len(sides) != 2:
         raise PatternError(f'"{text}" needs one "->", as in "n c ... -> n c"')
@@ -196,11 +212,7 @@ def bind(text: str, **sizes: int) -> str:
         text = left + arrow + right
     pattern = parse(text)
     for axis in pattern.axes:
-        undecided = [n for n in axis if n not in pattern.sizes]
-        if len(undecided) > 1:
-            raise PatternError(
-                f'"{text}" does not say how ({" ".join(axis)}) splits; give {undecided[0]}=…'
-            )
+        pattern.undecided(axis)
     return text
 
 
@@ -210,14 +222,31 @@ def geometry(text: str, shape: Sequence[int]) -> Geometry:
     >>> geometry("n (g=2 c) ... -> n g", (5, 10, 4, 4)).statistics
     (5, 2)
     """
-    if all(type(size) is int for size in shape):
-        return _remembered(text, tuple(shape))
-    return parse(text).geometry(shape)
+    if _is_traced() or not all(type(size) is int for size in shape):
+        return parse(text).geometry(shape)
+    return _remembered(text, tuple(shape))
+
+
+def product(sizes: Sequence[int]) -> int:
+    """As math.prod, which torch.compile cannot follow where sizes are symbolic."""
+    result = 1
+    for size in sizes:
+        result = result * size
+    return result
 
 
 def show(shape: Sequence[int]) -> str:
     """A shape as people write it: 8×64×7×7."""
     return "×".join(map(str, shape)) or "()"
+
+
+_read_once = functools.cache(_read)
+
+
+def _is_traced() -> bool:
+    """Whether torch.compile reads this code; it warns of cached functions, and never uses them."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.compiler.is_compiling()
 
 
 @functools.lru_cache(maxsize=1024)
@@ -240,9 +269,10 @@ def _read_axis(text: str, token: str, sizes: dict[str, int]) -> tuple[str, ...]:
         return (REST,)
     names = []
     for word in token.strip("()").split():
-        name, _, size = word.partition("=")
-        if not re.fullmatch(r"[a-z]+", name) or (size and not re.fullmatch(r"[1-9]\d*", size)):
+        read = re.fullmatch(r"([a-z]+)(?:=([1-9][0-9]{0,17}))?", word)
+        if read is None:
             raise PatternError(f'"{text}": cannot read "{word}"; axes are words such as n, c=8')
+        name, size = read.groups()
         if size:
             sizes[name] = int(size)
         names.append(name)

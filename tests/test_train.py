@@ -120,7 +120,9 @@ def test_resuming_with_other_threads_is_said(tmp_path):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(before + 1)
-        with pytest.warns(UserWarning, match=r"threads was \d+, is \d+.*not be the same to the bit"):
+        with pytest.warns(
+            UserWarning, match=r"threads was \d+, is \d+.*not be the same to the bit"
+        ):
             train.train(run, device=CPU)
     finally:
         torch.set_num_threads(before)

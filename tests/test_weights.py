@@ -102,6 +102,7 @@ def test_weights_are_read_from(tmp_path, write):
 @pytest.mark.parametrize("what", ["checkpoint", "folder of checkpoints", "run"])
 def test_weights_are_read_from_a_run(tmp_path, what):
     tensors = {f"model.{name}": tensor for name, tensor in WEIGHTS.items()}
+    (tmp_path / "checkpoints").mkdir()
     path = save(tmp_path / "checkpoints" / "best", 1, {**tensors, "optimizer.0": torch.ones(1)}, {})
     places = {"checkpoint": path, "folder of checkpoints": path.parent, "run": tmp_path}
     assert read_weights(places[what]).keys() == WEIGHTS.keys()

@@ -130,8 +130,8 @@ def read_weights(path: Path, *, allow_nan: bool = False) -> dict[str, Tensor]:
 
     Args:
         path: .safetensors; .pt with a state_dict, or one under "state_dict" or "model"; a
-            checkpoint, a folder of them or a run, whose best ones are taken; weights are the tensors
-            named "model.…".
+            checkpoint, a folder of them or a run, whose best one is taken: the tensors named
+            "model.…".
 
     The prefixes `module.` and `_orig_mod.` of wrapped models are removed.
 

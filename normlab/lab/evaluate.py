@@ -13,7 +13,7 @@ from normlab.lab.tasks import classification
 from normlab.lab.tasks.classification import Input
 from normlab.lab.weights import load_weights
 
-_PIXELS = 2**20  # per batch: 1,024 images of 32 × 32
+_PIXELS = 2**17  # per batch: 128 images of 32 × 32
 
 
 @torch.inference_mode()

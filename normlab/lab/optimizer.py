@@ -33,8 +33,10 @@ def build(experiment: Experiment, model: nn.Module) -> torch.optim.Optimizer:
     ]
     groups = [g for g in groups if g["params"]]
     if experiment.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=experiment.learning_rate)
-    return torch.optim.SGD(groups, lr=experiment.learning_rate, momentum=experiment.momentum)
+        return torch.optim.Adam(groups, lr=experiment.learning_rate, fused=True)
+    return torch.optim.SGD(
+        groups, lr=experiment.learning_rate, momentum=experiment.momentum, fused=True
+    )
 
 
 def learning_rate(experiment: Experiment, step: int, num_steps: int) -> float:

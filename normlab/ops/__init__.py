@@ -100,8 +100,8 @@ def _(x: Tensor, weight: Any, bias: Any, residual: Any, pattern: str, *rest: Any
 
 @torch.library.register_fake("normlab::normalize_backward")
 def _(dy: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    per_channel = (x.new_empty(x.shape[1], dtype=statistics_dtype(x)) for _ in range(2))
-    return torch.empty_like(x), *per_channel, torch.empty_like(x)
+    dweight, dbias = (x.new_empty(x.shape[1], dtype=statistics_dtype(x)) for _ in range(2))
+    return torch.empty_like(x), dweight, dbias, torch.empty_like(x)
 
 
 @torch.library.register_fake("normlab::apply")

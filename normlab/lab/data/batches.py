@@ -81,9 +81,6 @@ def _moved(images: Tensor, y: Tensor, x: Tensor, flip: Tensor) -> Tensor:
     across = torch.arange(width)
     columns = x[:, None] + torch.where(flip[:, None], across.flip(0), across)
     rows = y[:, None] + torch.arange(height)
-    return padded[
-        torch.arange(size)[:, None, None, None],
-        torch.arange(channels)[None, :, None, None],
-        rows[:, None, :, None],
-        columns[:, None, None, :],
-    ]
+    places = rows[:, :, None] * padded.shape[3] + columns[:, None, :]  # (B, H, W)
+    places = places.reshape(size, 1, -1).expand(-1, channels, -1)
+    return padded.flatten(2).gather(2, places).reshape(images.shape)

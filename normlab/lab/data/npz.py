@@ -33,7 +33,7 @@ def load(what: str, split: str) -> Dataset | None:
     if not train.exists():
         raise DataError(f"{path} has no train.npz; name the files {_listed(_SPLITS)}")
     file = train if split == "train" else path / f"{split}.npz"
-    if not path.is_dir() and split != "train" or not file.exists():
+    if (not path.is_dir() and split != "train") or not file.exists():
         return None
     with _open(train) as arrays:
         names = _array(arrays, "classes", train).ravel().tolist() if "classes" in arrays else None

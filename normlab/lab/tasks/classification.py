@@ -33,7 +33,9 @@ class Input:
         std, mean = torch.std_mean(sample.double(), (0, 2, 3), correction=0)
         _, channels, height, width = map(int, dataset.images.shape)
         std = torch.where(std > 0, std, 1)  # a channel of one value stays at 0
-        return cls(tuple(mean.tolist()), tuple(std.tolist()), (channels, height, width), dataset.classes)
+        return cls(
+            tuple(mean.tolist()), tuple(std.tolist()), (channels, height, width), dataset.classes
+        )
 
     def prepare(self, images: Tensor, device: torch.device) -> Tensor:
         """uint8 (B, C, H, W) -> float32 (B, 3, H, W) of mean 0 and variance 1 over the set."""

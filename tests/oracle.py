@@ -1,0 +1,198 @@
+"""What tests compare with: one bound for errors, and every layer's definition in float64."""
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normlab import functional, norms, reference
+from normlab.functional import PER_CHANNEL
+from normlab.layer import Norm
+
+# multiples of the machine epsilon an error may have
+K = {torch.float64: 512, torch.float32: 128, torch.bfloat16: 6, torch.float16: 6}
+
+
+def assert_within(
+    actual: Tensor,
+    expected: Tensor,
+    *,
+    dtype: torch.dtype | None = None,
+    ratio: float = 0.0,
+    size: float | None = None,
+) -> None:
+    """|actual - expected| <= (K + 8·ratio) · eps · (|expected| + size), and NaN where expected.
+
+    Args:
+        dtype: the type whose precision is asked for; None is that of `actual`.
+        ratio: mean/std of the input.
+        size: what the values are made of, where they cancel; None is the largest expected one.
+    """
+    assert actual.shape == expected.shape
+    dtype = dtype or actual.dtype
+    actual, expected = actual.detach().double(), expected.detach().double()
+    assert torch.equal(actual.isnan(), expected.isnan()), "NaN in other places"
+    finite = expected[expected.isfinite()].abs()
+    if size is None:
+        size = finite.max().item() if finite.numel() else 0.0
+    bound = (K[dtype] + 8 * ratio) * torch.finfo(dtype).eps * (expected.abs() + size)
+    error = (actual - expected).abs()
+    wrong = ~((error <= bound) | (actual == expected) | expected.isnan())
+    worst = torch.where(wrong, error, 0).max().item() if wrong.any() else 0.0
+    assert not wrong.any(), f"{int(wrong.sum())} of {wrong.numel()} wrong, by up to {worst:.3g}"
+
+
+def definition(layer: Norm, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """What a layer computes, in float64: its equation, executed literally."""
+    return _COMPOSED.get(layer.name, _one_pattern)(layer, x, residual)
+
+
+def _one_pattern(layer: Norm, x: Tensor, residual: Tensor | None) -> Tensor:
+    return reference.normalize(
+        x, _pattern(layer), layer.weight, layer.bias,
+        eps=layer.eps, activation=layer.activation, residual=residual, statistics=_running(layer),
+    )  # fmt: skip
+
+
+def _batch_instance(layer: Norm, x: Tensor, residual: Tensor | None) -> Tensor:
+    batch = reference.normalize(x, _pattern(layer), eps=layer.eps, statistics=_running(layer))
+    instance = reference.normalize(x, "n c ... -> n c", eps=layer.eps)
+    gate, weight, bias = (
+        None if p is None else p.double().reshape(-1, *[1] * (x.dim() - 2))
+        for p in (layer.gate, layer.weight, layer.bias)
+    )
+    y = gate * batch + (1 - gate) * instance
+    y = y if weight is None else y * weight
+    y = y if bias is None else y + bias
+    return reference.ACTIVATIONS[layer.activation or "none"](
+        y if residual is None else y + residual
+    )
+
+
+def _none(layer: Norm, x: Tensor, residual: Tensor | None) -> Tensor:
+    y = x.double()
+    return reference.ACTIVATIONS[layer.activation or "none"](
+        y if residual is None else y + residual
+    )
+
+
+_COMPOSED: dict[str, Callable[[Norm, Tensor, Tensor | None], Tensor]] = {
+    "batch_instance": _batch_instance,
+    "none": _none,
+}
+
+
+def _running(layer: Norm) -> tuple[Tensor, Tensor] | None:
+    if layer.training or not layer.track_running_stats:
+        return None
+    return layer.running_mean, layer.running_var
+
+
+def _pattern(layer: Norm) -> str:
+    return layer.pattern if _running(layer) is None else PER_CHANNEL
+
+
+NUM_CHANNELS = 6
+SHAPES = {
+    rank: (4, NUM_CHANNELS, *rest)
+    for rank, rest in enumerate([(), (5,), (3, 5), (2, 3, 4), (2, 3, 2, 2)], start=2)
+}
+# every name once; group norm in groups, batch norm also in slices
+SPECS = [{"group": "group:2"}.get(name, name) for name in norms.available()] + ["batch:n=2"]
+OURS = [spec for spec in SPECS if spec != "torch_bn"]
+NEEDS_POSITIONS = {"instance", "batch_instance"}  # one value per statistic at rank 2
+
+
+def make(spec: str, num_channels: int = NUM_CHANNELS, **options: Any) -> Norm:
+    """A layer whose parameters and running statistics are no longer those of a new one."""
+    layer = norms.norm(spec, num_channels, **options)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for tensor in (*layer.parameters(), *layer.buffers()):
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) * 0.8 + 0.1)
+    return layer
+
+
+def sample(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    """Normal values, the same in every process."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def double(layer: Norm) -> Norm:
+    """A copy whose parameters are float64, with gradients of its own."""
+    twin = copy.deepcopy(layer).double()
+    twin.zero_grad()
+    return twin
+
+
+def assert_follows_the_definition(
+    layer: Norm, x: Tensor, dy: Tensor, residual: Tensor | None = None
+) -> None:
+    """Output and all gradients, within the precision of x."""
+    twin = copy.deepcopy(layer).double()
+    found = []
+    for module, dtype in ((layer, x.dtype), (twin, torch.float64)):
+        given = [t.detach().to(dtype).requires_grad_() for t in (x, residual) if t is not None]
+        y = module(*given) if module is layer else definition(module, *given)
+        wanted = [*given, *module.parameters()]
+        found.append([y, *torch.autograd.grad(y, wanted, dy.to(dtype))])
+    assert found[0][0].dtype == x.dtype
+    for actual, expected in zip(*found):
+        assert_within(actual, expected, dtype=x.dtype)
+
+
+def both_ways(
+    x: Tensor,
+    pattern: str,
+    eps: float = 1e-5,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    **options: Any,
+) -> Iterator[tuple[Tensor, ...]]:
+    """Output and gradients by x, weight and bias: ours, then the definition's."""
+    x = x.to(memory_format=memory_format)
+    weight, bias, dy = (
+        sample(x.shape[1], seed=1),
+        sample(x.shape[1], seed=2),
+        sample(*x.shape, seed=3),
+    )
+    for normalize, dtype in ((functional.normalize, x.dtype), (reference.normalize, torch.float64)):
+        inputs = [t.detach().to(dtype).requires_grad_() for t in (x, weight, bias)]
+        y = normalize(inputs[0], pattern, *inputs[1:], eps=eps, **options)
+        yield y, *torch.autograd.grad(y, inputs, dy.to(dtype))
+
+
+def assert_all_within(x: Tensor, pattern: str, *, ratio: float = 0.0, **options: Any) -> None:
+    """Output and gradients of `normalize` follow the definition."""
+    for actual, expected in zip(*both_ways(x, pattern, **options)):
+        assert_within(actual, expected, ratio=ratio)
+
+
+def gradients(
+    y: Tensor, dy: Tensor, x: Tensor, layer: torch.nn.Module
+) -> Iterator[tuple[str, Tensor]]:
+    """Gradients of y by x and by the layer's parameters, with their names."""
+    names, parameters = zip(("x", x), *layer.named_parameters())
+    yield from zip(names, torch.autograd.grad(y, parameters, dy))
+
+
+# the same values seen with other strides; x is (4, 6, 3, 5)
+STRIDED: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x,
+    "expanded samples": lambda x: x[:1].expand_as(x),
+    "expanded channels": lambda x: x[:, :1].expand_as(x),
+    "expanded width": lambda x: x[..., :1].expand_as(x),
+    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "channels before samples": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "every second": lambda x: x.repeat_interleave(2, -1)[..., ::2],
+    "flipped then narrowed": lambda x: torch.cat([x, x], -1).flip(-1).narrow(-1, 1, x.shape[-1]),
+    "overlapping": lambda x: x.flatten().as_strided(x.shape, (6, 5, 2, 1)),
+    "offset storage": lambda x: torch.cat([x[:1], x])[1:],
+    "channels_last": lambda x: x.to(memory_format=torch.channels_last),
+    "sliced channels_last": lambda x: torch.cat([x, x], 1).to(memory_format=torch.channels_last)[
+        :, 2:8
+    ],
+}

@@ -1,0 +1,391 @@
+"""What every norm of the catalogue promises, whatever it computes. Ids are those of RELIABILITY."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from oracle import (
+    NEEDS_POSITIONS,
+    NUM_CHANNELS,
+    OURS,
+    SHAPES,
+    SPECS,
+    STRIDED,
+    assert_follows_the_definition,
+    assert_within,
+    definition,
+    double,
+    gradients,
+    make,
+    sample,
+)
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+
+from normlab import norms, reference
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+BATCH_NORMS = [s for s in SPECS if norms.parse(s)[0].uses_batch()]
+
+
+def is_allowed(spec, rank):
+    return rank > 2 or spec.split(":")[0] not in NEEDS_POSITIONS
+
+
+def cases(specs):
+    return [(spec, rank) for spec in specs for rank in SHAPES if is_allowed(spec, rank)]
+
+
+every_norm = pytest.mark.parametrize("spec", SPECS)
+our_norms = pytest.mark.parametrize("spec", OURS)
+every_rank = pytest.mark.parametrize(("spec", "rank"), cases(SPECS))
+our_ranks = pytest.mark.parametrize(("spec", "rank"), cases(OURS))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@every_rank
+def test_output_and_gradients_equal_the_definition(spec, rank, dtype):
+    x, dy = sample(*SHAPES[rank], dtype=dtype), sample(*SHAPES[rank], dtype=dtype, seed=1)
+    layer = make(spec, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    assert_follows_the_definition(layer, x, dy)
+    assert_follows_the_definition(layer.eval(), x, dy)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@our_norms
+def test_narrow_parameters_equal_the_definition(spec, dtype):
+    x, dy = sample(*SHAPES[4], dtype=dtype), sample(*SHAPES[4], dtype=dtype, seed=1)
+    assert_follows_the_definition(make(spec, dtype=dtype), x, dy)
+
+
+@pytest.mark.parametrize("rank", FORMATS)
+@our_norms
+def test_memory_format_is_kept_by_output_and_gradient(spec, rank):
+    """N14"""
+    x = sample(*SHAPES[rank]).to(memory_format=FORMATS[rank]).requires_grad_()
+    for dy in (sample(*SHAPES[rank]), sample(*SHAPES[rank]).to(memory_format=FORMATS[rank])):
+        y = make(spec)(x)
+        (dx,) = torch.autograd.grad(y, x, dy)
+        assert y.is_contiguous(memory_format=FORMATS[rank])
+        assert dx.is_contiguous(memory_format=FORMATS[rank]) or spec == "none"
+
+
+@our_ranks
+def test_nothing_given_is_modified_or_shared(spec, rank):
+    """N15"""
+    x, residual = sample(*SHAPES[rank]).requires_grad_(), sample(*SHAPES[rank], seed=2)
+    dy = sample(*SHAPES[rank], seed=1)
+    given = (x, residual, dy)
+    before = [(t.detach().clone(), t._version) for t in given]
+    layer = make(spec, activation="silu")
+    y = layer(x, residual)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    for tensor, (value, version) in zip(given, before):
+        assert torch.equal(tensor, value)
+        assert tensor._version == version
+    pointers = {t.untyped_storage().data_ptr() for t in (*given, y, dx)}
+    assert len(pointers) == 5
+
+
+@pytest.mark.parametrize("view", STRIDED)
+@our_norms
+def test_strided_input_equals_its_contiguous_copy(spec, view):
+    """N12"""
+    x, layer = STRIDED[view](sample(*SHAPES[4])), make(spec)
+    dy = sample(*x.shape, seed=1)
+    assert_follows_the_definition(layer, x, dy)
+    assert_follows_the_definition(layer, x.contiguous(), STRIDED[view](dy))
+
+
+@pytest.mark.parametrize("view", STRIDED)
+@our_norms
+def test_strided_cotangent_equals_its_contiguous_copy(spec, view):
+    """N13"""
+    x, dy = sample(*SHAPES[4]), STRIDED[view](sample(*SHAPES[4], seed=1))
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        assert_follows_the_definition(make(spec), x.to(memory_format=memory_format), dy)
+
+
+@pytest.mark.parametrize("subset", range(1, 8))
+@pytest.mark.parametrize("spec", [s for s in OURS if s != "none"])
+def test_gradients_reach_exactly_those_who_ask(spec, subset):
+    """N16"""
+    layer, x = make(spec), sample(*SHAPES[3])
+    tensors = {"x": x, **dict(layer.named_parameters())}
+    asking = {name for i, name in enumerate(tensors) if subset >> min(i, 2) & 1}
+    for name, tensor in tensors.items():
+        tensor.requires_grad_(name in asking)
+    layer(x).exp().sum().backward()
+    twin, wide = double(layer), x.detach().double().requires_grad_()
+    definition(twin, wide).exp().sum().backward()
+    truths = {"x": wide, **dict(twin.named_parameters())}
+    for name, tensor in tensors.items():
+        assert (tensor.grad is not None) == (name in asking)
+        if name in asking:
+            assert_within(tensor.grad, truths[name].grad)
+
+
+@pytest.mark.parametrize("options", [{"affine": False}, {"bias": False}], ids=str)
+@every_norm
+def test_affine_subsets_equal_the_definition(spec, options):
+    """N17"""
+    layer = make(spec, **options)
+    assert layer.bias is None
+    assert (layer.weight is None) == ("affine" in options or spec == "none")
+    assert_follows_the_definition(layer, sample(*SHAPES[4]), sample(*SHAPES[4], seed=1))
+
+
+@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+@every_norm
+def test_activation_and_residual_equal_the_definition(spec, activation):
+    x, dy, residual = (sample(*SHAPES[4], seed=seed) for seed in range(3))
+    assert_follows_the_definition(make(spec, activation=activation), x, dy, residual)
+
+
+@our_norms
+def test_no_samples_give_no_output_and_no_change(spec):
+    """N10"""
+    layer = make(spec)
+    before = copy.deepcopy(layer.state_dict())
+    x = torch.empty(0, *SHAPES[4][1:], requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    assert y.shape == x.grad.shape == x.shape
+    assert all(not p.grad.any() for p in layer.parameters())
+    for key, value in layer.state_dict().items():
+        counted = 1 if key == "num_batches_tracked" else 0
+        assert torch.equal(value, before[key] + counted)
+
+
+@every_norm
+def test_running_statistics_follow_train_eval_train(spec):
+    """N28"""
+    layer = make(spec, momentum=0.3)
+    expected = {k: v.double() for k, v in layer.state_dict().items() if k.startswith("running")}
+    for step in range(4):
+        layer.train(step != 2)
+        x = sample(*SHAPES[4], seed=step) * (step + 1) + step
+        truth = definition(layer, x)
+        assert_within(layer(x), truth, dtype=torch.float32)
+        if layer.training and expected:
+            mean, var = reference.moments(x, layer.pattern)
+            count = x.numel() // mean.numel()
+            new = {"running_mean": mean, "running_var": var * count / (count - 1)}
+            for key, value in new.items():
+                value = value.reshape(-1, NUM_CHANNELS).mean(0)
+                expected[key] = 0.7 * expected[key] + 0.3 * value
+        for key, value in expected.items():
+            assert_within(layer.get_buffer(key), value)
+    assert getattr(layer, "num_batches_tracked", None) is None or layer.num_batches_tracked == 3
+
+
+@pytest.mark.parametrize("spec", [s for s in OURS if s in BATCH_NORMS])
+def test_momentum_none_averages_the_batches(spec):
+    """N28"""
+    layer = norms.norm(spec, NUM_CHANNELS, momentum=None)
+    batches = [sample(*SHAPES[4], seed=seed) + seed for seed in range(3)]
+    for batch in batches:
+        layer(batch)
+    means = [batch.mean((0, 2, 3)) for batch in batches]
+    assert_within(layer.running_mean, torch.stack(means).double().mean(0))
+
+
+@pytest.mark.parametrize("spec", BATCH_NORMS)
+def test_without_running_statistics_evaluation_uses_the_batch(spec):
+    layer, x = make(spec, track_running_stats=False).eval(), sample(*SHAPES[4])
+    assert_within(layer(x), definition(layer, x))
+    assert not list(layer.buffers())
+
+
+@pytest.mark.parametrize(("spec", "repeats"), [("group:2", 3), ("layer", 6), ("instance", 1)])
+def test_running_statistics_of_a_group_are_those_of_its_channels(spec, repeats):
+    layer, x = norms.norm(spec, 6, track_running_stats=True, momentum=1), sample(*SHAPES[4])
+    assert_within(layer(x), definition(layer, x))
+    mean, var = reference.moments(x, layer.pattern)
+    count = x.numel() // mean.numel()
+    for key, value in (("running_mean", mean), ("running_var", var * count / (count - 1))):
+        expected = value.reshape(4, -1).mean(0).repeat_interleave(repeats)
+        assert_within(layer.get_buffer(key), expected)
+    assert_within(layer.eval()(x), definition(layer, x))
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS if s != "none"])
+def test_no_grad_gives_the_same_values(spec):
+    x, layer = sample(*SHAPES[4]).requires_grad_(), make(spec)
+    with torch.no_grad():
+        y = copy.deepcopy(layer)(x)
+    assert not y.requires_grad
+    assert torch.equal(y, layer(x))
+
+
+@our_norms
+def test_autocast_keeps_the_type_of_the_input(spec):
+    """N20"""
+    layer = make(spec)
+    for dtype in (torch.float32, torch.bfloat16):
+        x = sample(*SHAPES[4], dtype=dtype)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(x)
+        assert y.dtype == dtype
+        assert_within(y, definition(layer, x), dtype=torch.bfloat16)
+
+
+@our_norms
+def test_two_runs_have_the_same_bits(spec):
+    """N32"""
+    layer, x, dy = make(spec), sample(*SHAPES[4]).requires_grad_(), sample(*SHAPES[4], seed=1)
+    runs = [list(gradients(layer(x), dy, x, layer)) for _ in range(2)]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(*runs))
+
+
+@pytest.mark.parametrize("spec", [s for s in OURS if s not in BATCH_NORMS])
+def test_a_sample_does_not_depend_on_the_others(spec):
+    """N33"""
+    x, layer = sample(*SHAPES[4]), make(spec)
+    alone = torch.cat([layer(one) for one in x.split(1)])
+    assert torch.equal(layer(x), alone)
+
+
+@every_norm
+def test_copies_behave_as_the_layer(spec):
+    """N26"""
+    layer, x = make(spec, activation="relu"), sample(*SHAPES[4])
+    file = io.BytesIO()
+    torch.save(layer.state_dict(), file)
+    file.seek(0)
+    loaded = norms.norm(spec, NUM_CHANNELS, activation="relu")
+    loaded.load_state_dict(torch.load(file, weights_only=True))
+    expected = copy.deepcopy(layer).eval()(x)
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), loaded):
+        assert torch.equal(twin.eval()(x), expected)
+        assert repr(twin) == repr(layer)
+    assert f'{type(layer).__name__}(6, "{layer.pattern}", eps=1e-05' in repr(layer)
+
+
+@every_norm
+def test_layers_can_be_made_without_memory(spec):
+    """N26"""
+    layer = norms.norm(spec, NUM_CHANNELS, device="meta", dtype=torch.bfloat16)
+    y = layer(torch.empty(SHAPES[4], device="meta", dtype=torch.bfloat16))
+    assert (y.shape, y.dtype, y.device.type) == (SHAPES[4], torch.bfloat16, "meta")
+    with torch.device("meta"):
+        assert all(t.is_meta for t in norms.norm(spec, NUM_CHANNELS).state_dict().values())
+    layer = layer.to_empty(device="cpu")
+    layer.reset_parameters()
+    new = norms.norm(spec, NUM_CHANNELS, dtype=torch.bfloat16)
+    for key, value in new.state_dict().items():
+        assert torch.equal(layer.state_dict()[key], value)
+
+
+def as_function(layer):
+    """The layer as a function of x and its parameters, and those parameters in float64."""
+    layer = layer.double()
+    names, values = zip(*[("x", None), *layer.named_parameters()])
+    parameters = tuple(v.detach().requires_grad_() for v in values[1:])
+
+    def function(x, *parameters):
+        return functional_call(layer, dict(zip(names[1:], parameters)), x)
+
+    return function, parameters
+
+
+# torch's forward mode compiles its decompositions with the deprecated torch.jit
+forward_mode = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+
+
+@forward_mode
+@our_norms
+def test_first_and_second_derivatives_and_forward_mode(spec):
+    """N23"""
+    layer = make(spec, 4, activation="silu")
+    function, parameters = as_function(layer)
+    x = sample(2, 4, 3, dtype=torch.float64).requires_grad_()
+    gradcheck(function, (x, *parameters), check_forward_ad=True, fast_mode=True)
+    gradgradcheck(function, (x, *parameters), check_fwd_over_rev=True, fast_mode=True)
+
+
+@our_norms
+def test_third_derivatives_equal_the_definition(spec):
+    """N24"""
+    layer = make(spec, activation="tanh").double()
+    twin, found = double(layer), []
+    for function in (layer, lambda x: definition(twin, x)):
+        x = sample(4, 6, 5, dtype=torch.float64).requires_grad_()
+        value = function(x).exp().sum()
+        for order in range(3):
+            (dx,) = torch.autograd.grad(value, x, create_graph=True)
+            value = (dx * sample(4, 6, 5, dtype=torch.float64, seed=order)).sum()
+        found.append(dx)
+    assert_within(*found)
+
+
+@forward_mode
+@our_norms
+def test_second_directional_derivatives_equal_the_definition(spec):
+    """N24, B32: jvp of jvp"""
+    layer = make(spec, track_running_stats=False, activation="tanh").double()
+    x, first, second = (sample(4, 6, 5, dtype=torch.float64, seed=seed) for seed in range(3))
+
+    def twice(function):
+        return jvp(lambda x: jvp(function, (x,), (first,))[1], (x,), (second,))[1]
+
+    assert_within(twice(layer), twice(lambda x: definition(layer, x)))
+
+
+@forward_mode
+@our_norms
+def test_function_transforms_equal_loops(spec):
+    """N25"""
+    layer = make(spec, 4, track_running_stats=False, activation="silu").double()
+    batches = sample(3, 2, 4, 3, dtype=torch.float64)
+    assert_within(vmap(layer)(batches), torch.stack([layer(x) for x in batches]))
+
+    def loss(x):
+        return layer(x).pow(3).sum()
+
+    x = batches[0]
+    assert_within(jacrev(layer)(x), torch.autograd.functional.jacobian(layer, x))
+    assert_within(jacfwd(layer)(x), jacrev(layer)(x))
+    assert_within(hessian(loss)(x), torch.autograd.functional.hessian(loss, x))
+
+
+@pytest.mark.parametrize("transform", [vmap, jacrev, grad])
+@pytest.mark.parametrize("spec", [s for s in OURS if s in BATCH_NORMS])
+def test_running_statistics_refuse_function_transforms_with_advice(spec, transform):
+    """N25"""
+    layer = make(spec, {vmap: 5}.get(transform, 6))
+    before = copy.deepcopy(layer.state_dict())
+    with pytest.raises(RuntimeError, match=r"track_running_stats=False|layer\.eval\(\)"):
+        transform(lambda x: layer(x).sum())(sample(2, 6, 5, 2))
+    for key, value in layer.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+@pytest.mark.parametrize("spec", OURS)
+def test_compiled_layer_equals_the_layer(spec):
+    """N29: one graph, two static shapes then a dynamic one; statistics move as in eager mode"""
+    torch._dynamo.reset()
+    layer = make(spec, momentum=None, activation="relu")
+    twin = copy.deepcopy(layer)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    for seed, shape in enumerate([(4, 6, 5), (2, 6, 7), (6, 6, 9)]):
+        x, dy = sample(*shape, seed=seed).requires_grad_(), sample(*shape, seed=9)
+        pairs = zip(gradients(compiled(x), dy, x, layer), gradients(twin(x), dy, x, twin))
+        for (_, actual), (_, expected) in pairs:
+            assert_within(actual, expected)
+    for key, value in twin.state_dict().items():
+        assert torch.equal(layer.state_dict()[key], value)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@our_norms
+def test_exported_layer_equals_the_layer(spec, strict):
+    """N29"""
+    layer, x = make(spec).eval(), sample(4, 6, 5)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(layer, (x,), dynamic_shapes=({0: batch},), strict=strict)
+    x = sample(8, 6, 5)
+    assert torch.equal(program.module()(x), layer(x))
