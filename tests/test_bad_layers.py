@@ -112,9 +112,9 @@ CONSTRUCTIONS = [
     ),
     (
         "unknown option in a spec", lambda: norms.norm("group:sise=8", 6),
-        ValueError, "cannot read 'sise=8'; write group or group:8 or group:size=8",
+        LookupError, "cannot read 'sise=8'; write group or group:8 or group:size=8",
     ),
-    ("option of another norm", lambda: norms.norm("layer:8", 6), ValueError, "write layer$"),
+    ("option of another norm", lambda: norms.norm("layer:8", 6), LookupError, "write layer$"),
 ]  # fmt: skip
 
 

@@ -52,6 +52,15 @@ def test_failing_runs_do_not_stop_the_others(tmp_path):
     assert "do not fill one batch of 128" in runs[0].status["cause"]
 
 
+def test_diverged_run_is_not_tried_again(tmp_path):
+    wild = TINY.replace(learning_rate=1e6, norm="none")
+    runs, _ = run_all([wild], tmp_path, jobs=1, device="cpu")
+    assert runs[0].status["state"] == "diverged"
+    before = (runs[0].path / "status.json").read_bytes()
+    run_all([wild], tmp_path, jobs=1, device="cpu")
+    assert (runs[0].path / "status.json").read_bytes() == before
+
+
 def test_run_whose_process_dies_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
     source = "import os, signal\ndef load(what, split):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     package = tmp_path / "mine"

@@ -94,6 +94,16 @@ trained(Path({str(tmp_path)!r}), FORGETFUL, kill)
     assert_same(run, uninterrupted)
 
 
+def test_tensorflow_defect_resuming_keeps_statistics_optimizer_and_step(tmp_path):
+    run = trained(tmp_path, FORGETFUL, signal_at(4))
+    tensors, state, _ = checkpoint.load(run.path / "checkpoints" / "last")
+    means = [t for name, t in tensors.items() if name.endswith("running_mean")]
+    assert len(means) == 4
+    assert all(mean.any() for mean in means)
+    assert any(name.startswith("optimizer.") for name in tensors)
+    assert (state["position"]["step"], state["position"]["batch"]) == (4, 4)
+
+
 def test_second_interrupt_stops_at_once(tmp_path):
     def twice(progress: train.Progress) -> None:
         os.kill(os.getpid(), signal.SIGINT)

@@ -215,7 +215,9 @@ def read(run: "Run") -> Result:
         error=_last(epochs, "validation_error") if state == "finished" else None,
         train_error=_last(epochs, "train_error"),
         seconds=_seconds(epochs),
-        bytes_saved=saved / experiment.batch_size if saved is not None else None,
+        bytes_saved=None
+        if saved is None
+        else saved * experiment.accumulate / experiment.batch_size,
         num_parameters=_whole(start, "num_parameters"),
         num_train=_whole(start, "num_train"),
         num_validation=_whole(start, "num_validation"),

@@ -19,6 +19,7 @@ from normlab.lab.experiment import Experiment, ExperimentError
 from normlab.lab.interrupt import Interrupt
 from normlab.lab.runs import Run
 
+ENDED = ("finished", "diverged")  # another try would end in the same way
 REPORT_SECONDS = 0.2  # at least, between two messages of a worker about its progress
 
 
@@ -64,7 +65,7 @@ def run_all(
     device: str | None = None,
     watch: Callable[[Activity], None] = lambda activity: None,
 ) -> tuple[list[Run], int | None]:
-    """Run what is not finished yet, and return all runs and the signal that ended it early.
+    """Run what has not ended yet, and return all runs and the signal that stopped them early.
 
     A run that fails is recorded in its folder and does not stop the others. The first Ctrl-C lets
     every run write a checkpoint; a second one ends them at once.
@@ -82,8 +83,9 @@ def run_all(
     activity = Activity(experiments)
     todo: deque[Run] = deque()
     for run in runs:
-        if run.status["state"] == "finished":
-            activity.states[run.experiment.id] = "finished"
+        state = run.status["state"]
+        if state in ENDED:
+            activity.states[run.experiment.id] = state
         else:
             todo.append(run)
     watch(activity)
