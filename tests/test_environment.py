@@ -27,7 +27,8 @@ def test_secrets_and_the_home_folder_are_stored_nowhere(tmp_path, monkeypatch):
     """S16"""
     monkeypatch.setenv("HOME", "/home/planted-9")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-10")
-    run = Run.create(tmp_path, Experiment(), device=SECRETS["device"])
+    run = Run.create(tmp_path, Experiment())
+    run.record_environment(SECRETS["device"])
     run.log("end", **SECRETS, file="/home/planted-9/x.npz")
     run.set_status("failed", **SECRETS)
     files = [p.read_text() for p in run.path.rglob("*") if p.is_file()]
@@ -52,6 +53,7 @@ def test_harmless_text_is_stored_as_it_is(monkeypatch, text):
 def test_environment_is_an_allow_list(run):
     expected = {"python", "torch", "normlab", "platform", "processor", "num_cores", "num_threads"}
     assert describe_environment().keys() == expected | {"device"}
+    run.record_environment("cpu")
     stored = json.loads((run.path / "environment.json").read_text())
     assert stored.keys() == describe_environment().keys()
 

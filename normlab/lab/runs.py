@@ -1,7 +1,7 @@
 """A run's folder: written while training, read ever after.
 
     experiment.json    what is run; written last, so a folder that has it is complete
-    environment.json   where it started: versions and hardware
+    environment.json   versions and hardware of the process that trains
     status.json        new, running, finished, interrupted, diverged or failed
     metrics.jsonl      one event per line
     checkpoints/       see checkpoint.py
@@ -51,7 +51,7 @@ class Run:
     experiment: Experiment
 
     @classmethod
-    def create(cls, root: Path, experiment: Experiment, *, device: str = "cpu") -> "Run":
+    def create(cls, root: Path, experiment: Experiment) -> "Run":
         """Make the folder root/experiment.name, or open it if this experiment is already there.
 
         Raises:
@@ -70,7 +70,6 @@ class Run:
             (run.path / "metrics.jsonl").touch()
         except OSError as error:
             raise RunError(f"{run.path}: cannot be made: {error.strerror}") from error
-        _write_json(run.path / "environment.json", presentable(describe_environment(device)))
         run.set_status("new")
         _write_json(run.path / "experiment.json", dataclasses.asdict(experiment))
         return run
@@ -131,6 +130,11 @@ class Run:
         if half or len(lines) > num_events:
             kept = (line + b"\n" for line in lines[:num_events])
             _replace(self._metrics, b"".join(kept))
+
+    def record_environment(self, device: str) -> None:
+        """Write down where the run is computed; called by the process that computes it."""
+        described = presentable(describe_environment(device))
+        _write_json(self.path / "environment.json", described)
 
     @property
     def status(self) -> dict[str, Any]:

@@ -79,8 +79,10 @@ def train(
         return "finished"
     with run.lock(), Interrupt() as interrupt:
         run.set_status("running")
+        device = device or default_device()
+        run.record_environment(str(device))
         try:
-            session = _Session(run, device or default_device())
+            session = _Session(run, device)
             state = session.run_epochs(interrupt, report or (lambda progress: None))
         except Diverged as error:
             run.set_status("diverged", cause=str(error))
