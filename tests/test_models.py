@@ -137,3 +137,9 @@ def test_hooks_are_not_lost_silently():
 
 def test_model_that_is_a_norm_is_returned_converted():
     assert isinstance(surgery.convert(nn.BatchNorm2d(8), "layer"), norms.LayerNorm)
+
+
+def test_norm_is_a_norm_layer_of_torchvision():
+    torchvision = pytest.importorskip("torchvision")
+    model = torchvision.models.resnet18(norm_layer=norms.norm("group:size=16"))
+    assert {m.num_channels // m.num_groups for m in model.modules() if isinstance(m, Norm)} == {16}

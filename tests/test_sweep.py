@@ -13,6 +13,18 @@ from normlab.lab.sweep import Activity, canonical, run_all
 TINY = Experiment(data="digits", num_train=64, num_validation=32, batch_size=16, epochs=2)
 
 
+def interrupt_once(when):
+    """What presses Ctrl-C the first time something holds."""
+    pressed = []
+
+    def watch(activity: Activity) -> None:
+        if not pressed and when(activity):
+            pressed.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return watch
+
+
 def test_norms_that_do_not_use_the_batch_are_run_once():
     swept = Sweep.grid("", TINY, norm=["batch", "group"], norm_batch_size=[2, 4, 16]).experiments
     kept = [(e.norm, e.norm_batch_size) for e in canonical(swept)]
@@ -74,15 +86,20 @@ def test_run_whose_process_dies_is_recorded_and_the_others_go_on(tmp_path, monke
     assert "ended by SIGKILL; the machine may be out of memory" in runs[0].status["cause"]
 
 
+def test_sweep_interrupted_before_training_begins_can_go_on(tmp_path):
+    interrupt = interrupt_once(lambda activity: TINY.id in activity.running)
+    runs, ended = run_all([TINY], tmp_path, jobs=1, device="cpu", watch=interrupt)
+    assert ended == signal.SIGINT
+    assert runs[0].status["state"] == "interrupted"
+    runs, _ = run_all([TINY], tmp_path, jobs=1, device="cpu")
+    assert runs[0].status["state"] == "finished"
+
+
 def test_interrupted_sweep_goes_on_to_the_same_result(tmp_path):
     long = TINY.replace(epochs=6)
     whole, _ = run_all([long], tmp_path / "whole", jobs=1, device="cpu")
 
-    def interrupt(activity: Activity) -> None:
-        progress = activity.running.get(long.id)
-        if progress is not None and not activity.stopping:
-            os.kill(os.getpid(), signal.SIGINT)
-
+    interrupt = interrupt_once(lambda activity: activity.running.get(long.id) is not None)
     runs, ended = run_all([long], tmp_path / "cut", jobs=1, device="cpu", watch=interrupt)
     assert ended == signal.SIGINT
     assert runs[0].status["state"] == "interrupted"

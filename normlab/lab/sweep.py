@@ -143,6 +143,7 @@ class _Worker:
     def __init__(self, device: str) -> None:
         self.device = device
         self.run: Run | None = None
+        self.asked_to_stop = False
         self._spawn()
 
     @property
@@ -165,6 +166,7 @@ class _Worker:
         return message
 
     def interrupt(self) -> None:
+        self.asked_to_stop = True
         if self.run is not None and self.process.pid:
             os.kill(self.process.pid, signal.SIGTERM)
 
@@ -185,14 +187,17 @@ class _Worker:
 
     def _record_death(self) -> str:
         """The process is gone without a word: say so in the run's status, and replace it."""
+        assert self.run is not None
         self.process.join()
         code = self.process.exitcode or 0
+        if self.asked_to_stop and code == -signal.SIGTERM:  # before training had begun
+            self.run.set_status("interrupted", signal=signal.SIGTERM)
+            return "interrupted"
         cause = f"its process ended with exit code {code}"
         if code < 0:
             cause = f"its process was ended by {signal.Signals(-code).name}"
         if code == -signal.SIGKILL:
             cause += "; the machine may be out of memory: try a smaller batch, or fewer jobs"
-        assert self.run is not None
         self.run.set_status("failed", cause=cause)
         self._spawn()
         return "failed"

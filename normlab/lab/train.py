@@ -144,8 +144,7 @@ class _Session:
             if not self._run_epoch(interrupt, report):
                 return "interrupted"
         reason = "finished" if at.epoch == e.epochs else "patience"
-        if self.run.events()[-1]["event"] != "end":
-            self.run.log("end", reason=reason)
+        self.run.log("end", reason=reason)
         return "finished"
 
     def _run_epoch(self, interrupt: Interrupt, report: Callable[[Progress], None]) -> bool:
