@@ -40,8 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = [a for a in arguments if a != "--debug"]
     errors = Console(stderr=True)
     try:
-        command = tyro.extras.subcommand_cli_from_dict
-        return command(_commands(flags.from_file(arguments)), prog="normlab", args=arguments) or 0
+        commands = _commands(flags.from_file(arguments), arguments[:1] == ["train"])
+        return tyro.extras.subcommand_cli_from_dict(commands, prog="normlab", args=arguments)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
@@ -53,9 +53,15 @@ def main(arguments: list[str] | None = None) -> int:
         return _explain(error, errors)
 
 
-def _commands(given: dict[str, Any]) -> dict[str, Callable[..., int]]:
-    """The commands by name, in the order `--help` shows; `given` are fields from --config."""
+def _commands(given: dict[str, Any], one: bool) -> dict[str, Callable[..., int]]:
+    """The commands by name, in the order `--help` shows.
+
+    Args:
+        given: fields from --config.
+        one: they are for a single run, so that several values of a field are a mistake.
+    """
     swept = flags.swept(given)
+    default = flags.one(given) if one else Experiment()
 
     def compare(
         fields: Annotated[swept, tyro.conf.OmitArgPrefixes] = swept(),  # type: ignore[valid-type] # noqa: B008
@@ -73,8 +79,6 @@ def _commands(given: dict[str, Any]) -> dict[str, Callable[..., int]]:
         return _run_sweep(
             flags.comparison(fields, _notes(flags.data_of(fields))), out, jobs, device
         )
-
-    default = Experiment() if any(isinstance(v, list) for v in given.values()) else flags.one(given)
 
     def train(
         experiment: Annotated[Experiment, tyro.conf.OmitArgPrefixes] = default,
@@ -115,7 +119,8 @@ def evaluate(
     from normlab.lab.report import console, listings
     from normlab.lab.runs import Run
 
-    scores, classes = judge.evaluate(Run.open(run), split, checkpoint, _device(device))
+    with Console(stderr=True).status("evaluating"):
+        scores, classes = judge.evaluate(Run.open(run), split, checkpoint, _device(device))
     if as_json:
         print(json.dumps(scores, indent=1))
         return 0
@@ -147,7 +152,11 @@ def predict(
 
     out = out or Path(f"{input.resolve().stem}.predictions.csv")
     full = format == "full" if format else input.is_dir()
-    num = prediction.predict_file(Run.open(run), input, out, checkpoint, full, _device(device))
+    with Console(stderr=True).status("predicting") as status:
+        num = prediction.predict_file(
+            Run.open(run), input, out, checkpoint, full, _device(device),
+            progress=lambda done: status.update(f"predicting: {done:,} images"),
+        )  # fmt: skip
     Console().print(f"{num} images: {out}", markup=False)
     return 0
 
@@ -189,19 +198,24 @@ def report(runs: Runs = (Path("runs"),), out: Path | None = None, title: str = "
     return 0
 
 
-def data(names: Runs, root: Path | None = None) -> int:
-    """Download data sets and check them: mnist, fashion_mnist, svhn, cifar10, cifar100.
+def data(
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = (), root: Path | None = None
+) -> int:
+    """Download data sets and check them; without a name, say which there are.
 
     Args:
-        names: The data sets.
+        names: mnist, fashion_mnist, svhn, cifar10 or cifar100.
         root: Folder to put them in; None: $NORMLAB_DATA, or data/.
     """
     from rich.progress import DownloadColumn, Progress
 
     from normlab.lab.data import download
     from normlab.lab.data.published import data_root
+    from normlab.lab.report import console, listings
 
-    for name in map(str, names):
+    if not names:
+        console.print_tables(Console(), [listings.published(root or data_root())])
+    for name in names:
         with Progress(*Progress.get_default_columns(), DownloadColumn(), transient=True) as bars:
             task = bars.add_task(name, total=None)
             folder = download.fetch(
@@ -370,7 +384,8 @@ def _explain(error: Exception, console: Console) -> int:
     from normlab.lab.report.tables import clean
 
     usage = (UsageError, ExperimentError, AddressError, ImportError)
-    text = clean(str(error), 4000) or type(error).__name__
+    lines = (clean(line, 4000) for line in str(error).splitlines())
+    text = "\n".join(lines) or type(error).__name__
     console.print(f"normlab: {text}", markup=False, highlight=False, soft_wrap=True)
     return 2 if isinstance(error, usage) or type(error).__name__ in _USAGE else 1
 

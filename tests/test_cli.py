@@ -110,6 +110,21 @@ def test_data_names_what_can_be_fetched(capsys):
     assert "there are cifar10, cifar100, fashion_mnist, mnist, svhn" in capsys.readouterr().err
 
 
+def test_data_without_a_name_lists_the_sets(capsys):
+    assert normlab("data") == 0
+    assert re.search(r"cifar10 +170 +no", capsys.readouterr().out)
+
+
+def test_several_values_in_a_file_are_for_compare(capsys):
+    Path("s.yaml").write_text("norm: [group, none]\nmilestones: [0.2, 0.4]\n")
+    assert normlab("train", "--config", "s.yaml") == 2
+    assert "norm has 2 values; give one, or use compare" in capsys.readouterr().err
+    Path("t.yaml").write_text("milestones: [0.2, 0.4]\n")
+    assert normlab("train", *TINY, "--config", "t.yaml") == 0
+    experiment = json.loads(next(Path("runs").glob("*/experiment.json")).read_text())
+    assert experiment["milestones"] == [0.2, 0.4]
+
+
 def test_data_set_that_is_not_there_says_how_to_get_it(capsys):
     assert normlab("train", "--data", "mnist", "--epochs", 1) == 1
     assert "normlab data mnist" in capsys.readouterr().err
@@ -161,6 +176,8 @@ MISTAKES = [
     ("norm", ["train", "--norm", "grup"], 2, r"norm 'grup': there are batch, torch_bn, group"),
     ("norm option", ["train", "--norm", "group:x"], 2, r"num_groups must be a whole number, got"),
     ("groups", ["train", "--norm", "group:3"], 2, r"num_channels \(16\) must be divisible by"),
+    ("all layers", ["train", "--norm", "group:24"], 2,
+     r"7 of 7 norms cannot become 'group:24': 1: num_channels \(16\) must"),
     ("model", ["train", "--model", "cifar_resnet:9"], 2, r"the number of layers is 6n\+2"),
     ("data", ["train", "--data", "digitz"], 2, r"no module normlab\.lab\.data\.digitz; did you"),
     ("slices", ["train", "--norm-batch-size", "5"], 2, r"does not divide the 32 images computed"),

@@ -1,6 +1,7 @@
 """Tables that do not come from a comparison: scores of one run, the catalogue, the machine."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from normlab.lab.report.tables import Table
@@ -57,6 +58,19 @@ def catalogue() -> Table:
         )
     columns = ["norm", "statistics", "uses the batch", "options", "what it does"]
     return Table("Norms", columns, rows, "What disappears to the right of -> is averaged.")
+
+
+def published(root: Path) -> Table:
+    """The sets that can be downloaded, and whether their files are in the data folder."""
+    from normlab.lab.data.published import SETS
+
+    rows = []
+    for name, archives in sorted(SETS.items()):
+        there = all((root / path).is_file() for archive in archives for path in archive.members)
+        size = sum(archive.size for archive in archives)
+        rows.append([name, f"{size / 1e6:.0f}", "yes" if there else "no"])
+    columns = ["set", "download MB", f"in {root}/"]
+    return Table("Data sets", columns, rows, "Fetch one with: normlab data NAME")
 
 
 def pairs(title: str, values: Mapping[str, Any]) -> Table:
