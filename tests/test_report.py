@@ -267,6 +267,7 @@ def test_folder_in_place_of_the_page_is_an_error(tmp_path: Path) -> None:
 
 def test_real_run_folder_becomes_a_page(tmp_path: Path) -> None:
     run = runs.Run.create(tmp_path / "runs", Experiment())
+    run.record_environment("cpu")
     run.log("start", num_parameters=5, bytes_saved=100, num_train=64, num_validation=16)
     run.log("epoch", epoch=1, samples=64, train_error=7.0, validation_error=8.5, seconds_train=0.1)
     run.set_status("finished")
