@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from files import IMAGES, LABELS, write_hdf5, write_npz
 
 from normlab.lab import data
 from normlab.lab.data import hdf5, npz
@@ -12,8 +13,6 @@ from normlab.lab.data.dataset import DataError
 
 h5py = pytest.importorskip("h5py")
 
-IMAGES = np.random.default_rng(0).integers(0, 256, (10, 6, 5, 3), dtype=np.uint8)  # N, H, W, C
-LABELS = np.arange(10) % 4
 LAYOUTS = {
     "N, H, W, C": IMAGES,
     "N, C, H, W": IMAGES.transpose(0, 3, 1, 2).copy(),
@@ -22,25 +21,11 @@ LAYOUTS = {
 }
 
 
-def _hdf5(path, images=IMAGES, labels=LABELS, prefix="", **options):
-    with h5py.File(path, "a") as file:
-        if images is not None:
-            file.create_dataset(f"{prefix}images", data=images, **options)
-        if labels is not None:
-            file.create_dataset(f"{prefix}labels", data=labels)
-    return path
-
-
-def _npz(path, images=IMAGES, labels=LABELS, **more):
-    np.savez(path, images=images, labels=labels, **more)
-    return path
-
-
 @pytest.mark.parametrize("images", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("kind", ["hdf5", "npz"])
 def test_any_layout_becomes_channel_first(tmp_path, kind, images):
     file = tmp_path / f"x.{kind}"
-    {"hdf5": _hdf5, "npz": _npz}[kind](file, images)
+    {"hdf5": write_hdf5, "npz": write_npz}[kind](file, images)
     dataset = {"hdf5": hdf5, "npz": npz}[kind].load(str(file), "train")
     channels = 3 if images.shape[1:] != (6, 5) and images.shape[-1] != 1 else 1
     expected = torch.from_numpy(IMAGES.transpose(0, 3, 1, 2)[:, :channels].copy())
@@ -52,7 +37,7 @@ def test_any_layout_becomes_channel_first(tmp_path, kind, images):
 
 def test_more_images_than_are_handled_at_a_time_keep_their_order(tmp_path):
     images = np.random.default_rng(1).integers(0, 256, (1300, 2, 5, 3), dtype=np.uint8)
-    _npz(tmp_path / "x.npz", images, np.zeros(1300, int))
+    write_npz(tmp_path / "x.npz", images, np.zeros(1300, int))
     loaded = npz.load(str(tmp_path / "x.npz"), "train").images
     assert np.array_equal(loaded.numpy(), images.transpose(0, 3, 1, 2))
 
@@ -61,9 +46,9 @@ def test_more_images_than_are_handled_at_a_time_keep_their_order(tmp_path):
 def test_splits_share_the_classes_of_train(tmp_path, kind):
     for split, rows in (("train", 10), ("test", 3)):
         if kind == "hdf5":
-            _hdf5(tmp_path / "x.h5", IMAGES[:rows], LABELS[:rows], f"{split}/")
+            write_hdf5(tmp_path / "x.h5", IMAGES[:rows], LABELS[:rows], f"{split}/")
         else:
-            _npz(tmp_path / f"{split}.npz", IMAGES[:rows], LABELS[:rows])
+            write_npz(tmp_path / f"{split}.npz", IMAGES[:rows], LABELS[:rows])
     address = f"hdf5:{tmp_path / 'x.h5'}" if kind == "hdf5" else f"npz:{tmp_path}"
     test = data.load(address, "test")
     assert (len(test), len(test.classes)) == (3, 4)
@@ -73,8 +58,8 @@ def test_splits_share_the_classes_of_train(tmp_path, kind):
 
 def test_classes_may_be_named(tmp_path):
     names = ["ant", "bee", "cat", "dog", "eel"]
-    _npz(tmp_path / "x.npz", classes=names)
-    _hdf5(tmp_path / "x.h5")
+    write_npz(tmp_path / "x.npz", classes=names)
+    write_hdf5(tmp_path / "x.h5")
     with h5py.File(tmp_path / "x.h5", "a") as file:
         file.attrs["classes"] = names
     assert npz.load(str(tmp_path / "x.npz"), "train").classes == tuple(names)
@@ -83,7 +68,7 @@ def test_classes_may_be_named(tmp_path):
 
 @pytest.mark.parametrize("images", LAYOUTS.values(), ids=LAYOUTS)
 def test_images_that_do_not_fit_stay_in_the_file(tmp_path, monkeypatch, images):
-    _hdf5(tmp_path / "x.h5", images, chunks=True, compression="gzip", shuffle=True)
+    write_hdf5(tmp_path / "x.h5", images, chunks=True, compression="gzip", shuffle=True)
     eager = hdf5.load(str(tmp_path / "x.h5"), "train").images
     monkeypatch.setattr(hdf5, "IN_MEMORY", 100)
     lazy = hdf5.load(str(tmp_path / "x.h5"), "train").images

@@ -1,6 +1,5 @@
 """Folders of images: layouts, and what is said about bad ones."""
 
-import hashlib
 import os
 import re
 import struct
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from files import snapshot
 
 from normlab.lab import data
 from normlab.lab.data import folder
@@ -34,14 +34,6 @@ def _classes(top, names=("cat", "dog"), value=0):
         _picture(top / name / "a.png", value + 20 * k)
         _picture(top / name / "deep" / "b.PNG", value + 20 * k + 10)
     return top
-
-
-def _snapshot(top):
-    return {
-        str(p): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(top.rglob("*"))
-        if p.is_file()
-    }
 
 
 def _grey(dataset):
@@ -145,11 +137,11 @@ BAD_FILES = {
 def test_bad_image_stops_with_its_path(tmp_path, name, content, message):
     _classes(tmp_path)
     (tmp_path / "cat" / name).write_bytes(content)
-    before = _snapshot(tmp_path)
+    before = snapshot(tmp_path)
     with pytest.raises(DataError, match=message):
         for split in ("train", "validation"):  # it is in one of them
             data.load(f"folder:{tmp_path}", split)
-    assert _snapshot(tmp_path) == before
+    assert snapshot(tmp_path) == before
 
 
 def test_69_unreadable_file_is_named(tmp_path, monkeypatch):
@@ -269,11 +261,11 @@ def test_bad_folder_is_explained(tmp_path, make, message):
     top = tmp_path / "set"
     top.mkdir()
     root = make(top)
-    before = _snapshot(tmp_path)
+    before = snapshot(tmp_path)
     with pytest.raises(DataError, match=message):
         for split in ("validation", "train"):
             data.load(f"folder:{root}", split)
-    assert _snapshot(tmp_path) == before
+    assert snapshot(tmp_path) == before
 
 
 def test_64_class_without_validation_images_is_only_warned_of(tmp_path):

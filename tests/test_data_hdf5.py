@@ -1,34 +1,13 @@
 """HDF5 files of one group per example, bad ones of either layout, and what is said about them."""
 
-import hashlib
-
 import numpy as np
 import pytest
+from files import IMAGES, LABELS, snapshot, write_hdf5
 
 from normlab.lab.data import hdf5
 from normlab.lab.data.dataset import DataError
 
 h5py = pytest.importorskip("h5py")
-
-IMAGES = np.random.default_rng(0).integers(0, 256, (10, 6, 5, 3), dtype=np.uint8)  # N, H, W, C
-LABELS = np.arange(10) % 4
-
-
-def _snapshot(top):
-    return {
-        str(p): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(top.rglob("*"))
-        if p.is_file()
-    }
-
-
-def _hdf5(path, images=IMAGES, labels=LABELS, prefix="", **options):
-    with h5py.File(path, "a") as file:
-        if images is not None:
-            file.create_dataset(f"{prefix}images", data=images, **options)
-        if labels is not None:
-            file.create_dataset(f"{prefix}labels", data=labels)
-    return path
 
 
 def _examples(path, ids="abc", classes=3):
@@ -55,13 +34,13 @@ def _write(content):
 
 
 def _truncated(path):
-    _hdf5(path, np.zeros((500, 6, 5, 3), np.uint8), np.zeros(500, int))
+    write_hdf5(path, np.zeros((500, 6, 5, 3), np.uint8), np.zeros(500, int))
     path.write_bytes(path.read_bytes()[:2000])
 
 
 def _edited(edit, images=IMAGES, labels=LABELS, **options):
     def make(path):
-        _hdf5(path, images, labels, **options)
+        write_hdf5(path, images, labels, **options)
         with h5py.File(path, "a") as file:
             edit(file, path.parent)
 
@@ -74,12 +53,12 @@ def _replace_images(file, value):
 
 
 def _external_link(file, folder):
-    _hdf5(folder / "other.h5")
+    write_hdf5(folder / "other.h5")
     _replace_images(file, h5py.ExternalLink("other.h5", "/images"))
 
 
 def _external_train(file, folder):
-    _hdf5(folder / "other.h5", prefix="g/")
+    write_hdf5(folder / "other.h5", prefix="g/")
     del file["images"], file["labels"]
     file["train"] = h5py.ExternalLink("other.h5", "/g")
 
@@ -92,7 +71,7 @@ def _external_storage(file, folder):
 
 
 def _virtual(file, folder):
-    _hdf5(folder / "other.h5")
+    write_hdf5(folder / "other.h5")
     layout = h5py.VirtualLayout(IMAGES.shape, np.uint8)
     layout[:] = h5py.VirtualSource(str(folder / "other.h5"), "images", IMAGES.shape)
     del file["images"]
@@ -119,16 +98,16 @@ def _group_for_array(file, _):
 
 
 def _bad_labels(labels, images=IMAGES):
-    return lambda path: _hdf5(path, images, labels)
+    return lambda path: write_hdf5(path, images, labels)
 
 
 def _labels_beyond_train(path):
-    _hdf5(path, prefix="train/")
-    _hdf5(path, IMAGES, LABELS + 1, prefix="validation/")
+    write_hdf5(path, prefix="train/")
+    write_hdf5(path, IMAGES, LABELS + 1, prefix="validation/")
 
 
 def _label_beyond_names(path):
-    _hdf5(path)
+    write_hdf5(path)
     with h5py.File(path, "a") as file:
         file.attrs["classes"] = ["ant", "bee"]
 
@@ -260,16 +239,16 @@ def _make_keys(path, count):
 def test_bad_hdf5_is_explained(tmp_path, make, message):
     path = tmp_path / "x.h5"
     make(path)
-    before = _snapshot(tmp_path)
+    before = snapshot(tmp_path)
     with pytest.raises(DataError, match=message):
         for split in ("train", "validation"):
             hdf5.load(str(path), split)
-    assert _snapshot(tmp_path) == before
+    assert snapshot(tmp_path) == before
 
 
 def test_100_file_open_for_writing_by_another_program_is_said(tmp_path):
     fcntl = pytest.importorskip("fcntl")
-    path = _hdf5(tmp_path / "x.h5")
+    path = write_hdf5(tmp_path / "x.h5")
     message = "another program has it open for writing; close it there first"
     with path.open("rb+") as other:
         fcntl.flock(other, fcntl.LOCK_EX)  # as the HDF5 library does
@@ -279,7 +258,9 @@ def test_100_file_open_for_writing_by_another_program_is_said(tmp_path):
 
 def test_S08_damaged_bytes_raise_only_our_error(tmp_path):
     """Every 13th byte of the structure flipped, one at a time."""
-    good = _hdf5(tmp_path / "x.h5", chunks=True, compression="gzip", fletcher32=True).read_bytes()
+    good = write_hdf5(
+        tmp_path / "x.h5", chunks=True, compression="gzip", fletcher32=True
+    ).read_bytes()
     refused = 0
     for position in range(0, len(good), 13):
         damaged = bytearray(good)

@@ -1,29 +1,13 @@
 """Bad NumPy files, and what is said about them."""
 
-import hashlib
 import zipfile
 
 import numpy as np
 import pytest
+from files import IMAGES, LABELS, snapshot, write_npz
 
 from normlab.lab.data import npz
 from normlab.lab.data.dataset import DataError
-
-IMAGES = np.random.default_rng(0).integers(0, 256, (10, 6, 5, 3), dtype=np.uint8)  # N, H, W, C
-LABELS = np.arange(10) % 4
-
-
-def _snapshot(top):
-    return {
-        str(p): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(top.rglob("*"))
-        if p.is_file()
-    }
-
-
-def _npz(path, images=IMAGES, labels=LABELS):
-    np.savez(path, images=images, labels=labels)
-    return path
 
 
 def _write(content):
@@ -37,14 +21,14 @@ def _objects(path):
 
 
 def _damaged_npz(path):
-    _npz(path)
+    write_npz(path)
     content = bytearray(path.read_bytes())
     content[400] ^= 0xFF
     path.write_bytes(content)
 
 
 def _damaged_directory(path):
-    content = _npz(path).read_bytes()
+    content = write_npz(path).read_bytes()
     path.write_bytes(content.replace(b"PK\x01\x02", b"PK\x01\xff"))
 
 
@@ -62,7 +46,7 @@ BAD_NPZ = {
     "no file": (lambda path: None, "x.npz does not exist; expected an .npz file or a folder of"),
     "text": (_write(b"<html><body>"), r"x.npz is not an .npz file \(first bytes b'<html><b'\)"),
     "truncated": (
-        lambda path: path.write_bytes(_npz(path).read_bytes()[:500]),
+        lambda path: path.write_bytes(write_npz(path).read_bytes()[:500]),
         "x.npz is not an .npz file .*or cut short",
     ),
     "damaged": (_damaged_npz, "x.npz: array 'images' cannot be read .*CRC"),
@@ -73,8 +57,14 @@ BAD_NPZ = {
         "x.npz has no array 'labels'; there are images, y; expected images and labels",
     ),
     "claims 2 GB": (_bomb, "x.npz: claims 2,147,483,648 bytes but stores 2"),
-    "labels of another length": (lambda path: _npz(path, labels=LABELS[:4]), "10 images but 4 la"),
-    "float images": (lambda path: _npz(path, IMAGES / 255), "images are float64, expected uint8"),
+    "labels of another length": (
+        lambda path: write_npz(path, labels=LABELS[:4]),
+        "10 images but 4 la",
+    ),
+    "float images": (
+        lambda path: write_npz(path, IMAGES / 255),
+        "images are float64, expected uint8",
+    ),
 }
 
 
@@ -82,14 +72,14 @@ BAD_NPZ = {
 def test_bad_npz_is_explained(tmp_path, make, message):
     path = tmp_path / "x.npz"
     make(path)
-    before = _snapshot(tmp_path)
+    before = snapshot(tmp_path)
     with pytest.raises(DataError, match=message):
         npz.load(str(path), "train")
-    assert _snapshot(tmp_path) == before
+    assert snapshot(tmp_path) == before
 
 
 def test_folder_without_training_file_is_said(tmp_path):
-    _npz(tmp_path / "test.npz")
+    write_npz(tmp_path / "test.npz")
     message = "has no train.npz; name the files train, validation, test"
     with pytest.raises(DataError, match=message):
         npz.load(str(tmp_path), "test")

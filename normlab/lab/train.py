@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from normlab.lab.interrupt import Interrupt
 from normlab.lab.runs import Run
 from normlab.lab.tasks import classification
 from normlab.lab.tasks.classification import Input
+from normlab.lab.weights import load_weights
 
 CHECKPOINT_SECONDS = 600  # between checkpoints inside long epochs
 
@@ -127,10 +129,6 @@ class _Session:
         )
         self.at = Position()
         if e.weights is not None:
-            from pathlib import Path
-
-            from normlab.lab.weights import load_weights
-
             load_weights(self.model, checkpoint.read_weights(Path(e.weights)), e.weights)
         self.model.to(device)
         self.optimizer = optimizer.build(e, self.model)
