@@ -136,6 +136,13 @@ def check_tensors(
 
 
 def _check_parameter(x: Tensor, name: str, parameter: Tensor) -> None:
+    if (
+        parameter.dtype == x.dtype
+        and parameter.dim() == 1
+        and parameter.shape[0] == x.shape[1]
+        and parameter.device == x.device
+    ):
+        return
     if parameter.shape != x.shape[1:2]:
         raise RuntimeError(
             f"expected {name} with one value for each of the {x.shape[1]} channels of input "
@@ -146,7 +153,7 @@ def _check_parameter(x: Tensor, name: str, parameter: Tensor) -> None:
             f"expected {name} on the device of the input, {x.device}, got {parameter.device}; "
             f"move the layer with .to({str(x.device)!r})"
         )
-    allowed = (x.dtype, ops.statistics_dtype(x))
+    allowed = (x.dtype, ops.compute_dtype(x))
     if parameter.dtype not in allowed:
         raise RuntimeError(
             f"mixed dtype: input {x.dtype} with {name} {parameter.dtype}; "

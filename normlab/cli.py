@@ -1,12 +1,12 @@
 """The command line: parses, calls, prints.
 
-Flags are the fields of Experiment. Nothing here imports torch before a command runs, so `--help`
-and mistakes are answered at once.
+Flags are the fields of Experiment, of `bench` those of `measure.Request`. Nothing here imports
+torch before a command runs, so `--help` and mistakes are answered at once.
 """
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,21 +16,14 @@ try:
 except ImportError:
     sys.exit('the command line needs tyro and rich: pip install "normlab[lab]"')
 
-from normlab import flags
+from normlab import flags, launch, measure
 from normlab.lab.address import AddressError
 from normlab.lab.experiment import Experiment, ExperimentError, Sweep
+from normlab.launch import UsageError
 
 Runs = Annotated[tuple[Path, ...], tyro.conf.Positional]
 Device = Annotated[str | None, tyro.conf.arg(help="cpu, cuda or cuda:N; None: a GPU if any.")]
 Jobs = Annotated[int | None, tyro.conf.arg(help="Runs side by side; None: one per core or GPU.")]
-
-
-class UsageError(ValueError):
-    """A command that makes no sense as written."""
-
-
-class RunsFailed(Exception):
-    """Runs that failed, listed with their causes."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,8 +69,8 @@ def _commands(given: dict[str, Any], one: bool) -> dict[str, Callable[..., int]]
             out: Folder of the runs and the report.
             config: YAML or JSON file of fields; flags win over it.
         """
-        return _run_sweep(
-            flags.comparison(fields, _notes(flags.data_of(fields))), out, jobs, device
+        return launch.run_sweep(
+            flags.comparison(fields, launch.notes(flags.data_of(fields))), out, jobs, device
         )
 
     def train(
@@ -94,9 +87,9 @@ def _commands(given: dict[str, Any], one: bool) -> dict[str, Callable[..., int]]
             resume: Go on with this run where it stopped.
             config: YAML or JSON file of fields; flags win over it.
         """
-        return _train(experiment, out, resume, device)
+        return launch.train_one(experiment, out, resume, device)
 
-    commands = (compare, train, evaluate, predict, sweep, report, data, norms, doctor)
+    commands = (compare, train, evaluate, predict, sweep, report, bench, data, norms, doctor)
     return {c.__name__: c for c in commands}
 
 
@@ -120,7 +113,9 @@ def evaluate(
     from normlab.lab.runs import Run
 
     with Console(stderr=True).status("evaluating"):
-        scores, classes = judge.evaluate(Run.open(run), split, checkpoint, _device(device))
+        scores, classes = judge.evaluate(
+            Run.open(run), split, checkpoint, launch.find_device(device)
+        )
     if as_json:
         print(json.dumps(scores, indent=1))
         return 0
@@ -154,7 +149,7 @@ def predict(
     full = format == "full" if format else input.is_dir()
     with Console(stderr=True).status("predicting") as status:
         num = prediction.predict_file(
-            Run.open(run), input, out, checkpoint, full, _device(device),
+            Run.open(run), input, out, checkpoint, full, launch.find_device(device),
             progress=lambda done: status.update(f"predicting: {done:,} images"),
         )  # fmt: skip
     Console().print(f"{num} images: {out}", markup=False)
@@ -173,7 +168,7 @@ def sweep(
         file: Python file with a variable SWEEP, as in experiments/.
         out: Folder of the runs and the report; None: runs/ and the name of the file.
     """
-    return _run_sweep(_sweep_in(file), out or Path("runs") / file.stem, jobs, device)
+    return launch.run_sweep(launch.sweep_in(file), out or Path("runs") / file.stem, jobs, device)
 
 
 def report(runs: Runs = (Path("runs"),), out: Path | None = None, title: str = "") -> int:
@@ -194,8 +189,22 @@ def report(runs: Runs = (Path("runs"),), out: Path | None = None, title: str = "
         inside, broken = find(path)
         found += inside
         damaged += broken
-    _report(found, damaged, Sweep(title=title or "Runs", experiments=()), out or runs[0])
+    launch.write_report(
+        found, damaged, Sweep(title=title or "Runs", experiments=()), out or runs[0]
+    )
     return 0
+
+
+def bench(
+    request: Annotated[measure.Request, tyro.conf.OmitArgPrefixes] = measure.Request(),  # noqa: B008
+    out: Path | None = None,
+) -> int:
+    """Time our norms against torch's, in copies of the tensor, or in a network's training step.
+
+    Args:
+        out: CSV that rows are added to, with all they depend on.
+    """
+    return measure.run(request, out)
 
 
 def data(
@@ -242,141 +251,9 @@ def doctor() -> int:
     from normlab.lab.environment import describe_environment
     from normlab.lab.report import console, listings
 
-    described = describe_environment(_device(None).type)
+    described = describe_environment(launch.find_device(None).type)
     console.print_tables(Console(), [listings.pairs("This machine", described)])
     return 0
-
-
-def _train(experiment: Experiment, out: Path, resume: bool, device: str | None) -> int:
-    from normlab.lab.report import live
-    from normlab.lab.runs import Run
-    from normlab.lab.sweep import canonical
-    from normlab.lab.train import train
-
-    (experiment,) = canonical([experiment])
-    _check_networks([experiment])
-    chosen = _device(device)
-    run = Run.create(out, experiment)
-    console = Console()
-    before = run.status["state"]
-    if before not in ("new", "finished") and not resume:
-        raise UsageError(
-            f"{run.path} holds this run, {before}; add --resume to go on with it, "
-            "or choose another --out"
-        )
-    with live.watching_one(console, run.experiment.name) as watch:
-        state = train(run, device=chosen, report=watch)
-    return _tell(run, state, console)
-
-
-def _tell(run: Any, state: str, console: Console) -> int:
-    status = run.status
-    if state == "finished":
-        best = status["best_error"]
-        console.print(f"{run.path}: best validation error {best:.2f} %", markup=False)
-        return 0
-    if state == "interrupted":
-        console.print(f"{run.path}: interrupted; go on with --resume", markup=False)
-        return 128 + status["signal"]
-    raise RunsFailed(f"{run.path}: {status['cause']}")
-
-
-def _run_sweep(sweep: Sweep, out: Path, jobs: int | None, device: str | None) -> int:
-    from normlab.lab.report import live
-    from normlab.lab.sweep import canonical, run_all
-
-    if jobs is not None and jobs < 1:
-        raise UsageError(f"jobs must be at least 1, got {jobs}")
-    experiments = canonical(sweep.experiments)
-    _check_networks(experiments)
-    chosen = None if device is None else str(_device(device))
-    console = Console()
-    with live.watching(console) as watch:
-        runs, signal = run_all(experiments, out, jobs=jobs, device=chosen, watch=watch)
-    _report(runs, [], sweep, out)
-    states = [run.status["state"] for run in runs]
-    if signal is not None:
-        done = states.count("finished")
-        console.print(
-            f"interrupted with {done} of {len(runs)} runs finished; the same command goes on"
-        )
-        return 128 + signal
-    causes: dict[str, list[str]] = {}
-    for run, state in zip(runs, states):
-        if state == "failed":
-            causes.setdefault(run.status.get("cause", "unknown"), []).append(run.experiment.name)
-    if causes:
-        told = (f"{len(n)} of {len(runs)} runs failed ({n[0]}, …): {c}" for c, n in causes.items())
-        raise RunsFailed("\n".join(told))
-    return 0
-
-
-def _report(runs: list[Any], damaged: list[Any], sweep: Sweep, out: Path) -> None:
-    from normlab.lab import report
-    from normlab.lab.analysis import analyse
-    from normlab.lab.report import console, sentences, tables
-
-    shown = Console()
-    found = analyse(runs, damaged)
-    console.print_tables(shown, tables.results(found))
-    for sentence in (*sentences.headline(found), *sentences.about_batch_norm(found)):
-        shown.print(tables.clean(sentence, 5000), markup=False, highlight=False)
-    file = out if out.suffix == ".html" else out / "report.html"
-    page = report.build(runs, damaged, title=sweep.title, note=sweep.note, out=file)
-    shown.print(f"\nreport: {page}", markup=False, soft_wrap=True)
-
-
-def _notes(sources: Iterable[str]) -> str:
-    """What the data's own modules say a reader has to know."""
-    from normlab.lab.address import resolve
-
-    notes = (getattr(resolve("data", source)[0], "NOTE", "") for source in sources)
-    return " ".join(filter(None, notes))
-
-
-def _check_networks(experiments: Iterable[Experiment]) -> None:
-    """Build every network without memory: what does not fit is said before anything runs."""
-    import torch
-
-    from normlab.lab import models
-    from normlab.lab.address import resolve
-
-    seen = set()
-    for e in experiments:
-        key = (e.data, e.model, e.norm, e.norm_batch_size, e.zero_init)
-        if key in seen:
-            continue
-        seen.add(key)
-        resolve("data", e.data)
-        with torch.device("meta"):
-            models.build(
-                e.model, 10, norm=e.norm, norm_batch_size=e.norm_batch_size, zero_init=e.zero_init
-            )
-
-
-def _sweep_in(file: Path) -> Sweep:
-    import runpy
-
-    if not file.is_file() or file.suffix != ".py":
-        raise UsageError(f"{file} is not a Python file; see experiments/ for examples")
-    found = runpy.run_path(str(file)).get("SWEEP")
-    if not isinstance(found, Sweep):
-        raise UsageError(f"{file} has no SWEEP = Sweep(...); see experiments/ for examples")
-    return found
-
-
-def _device(text: str | None) -> Any:
-    import torch
-
-    if text is None:
-        from normlab.lab.train import default_device
-
-        return default_device()
-    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    there = ["cpu", *(["cuda"] if gpus else []), *gpus]
-    if text not in there:
-        raise UsageError(f"device {text!r} is not there; this machine has {', '.join(there)}")
-    return torch.device(text)
 
 
 def _explain(error: Exception, console: Console) -> int:
@@ -391,7 +268,7 @@ def _explain(error: Exception, console: Console) -> int:
 
 
 # raised by modules that import torch, which this one does not
-_USAGE = {"LookupError", "ModelError", "PatternError", "SurgeryError"}
+_USAGE = {"BenchError", "LookupError", "ModelError", "PatternError", "SurgeryError"}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The functions of torch.nn.functional that normalize, with activation and residual built in.
 
-Signatures are torch's, followed by keyword-only `activation` (a name, see `ACTIVATIONS`) and
-`residual`: y = activation(norm(x) * weight + bias + residual). `normalize` takes any pattern.
+Signatures are torch's, followed by keyword-only `activation` (a name, see `ACTIVATIONS`),
+`residual`: y = activation(norm(x) * weight + bias + residual), and `recompute`: later layers keep
+no y for their backward pass, but rebuild it then. `normalize` takes any pattern.
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from normlab.checks import (
     check_tensors,
 )
 from normlab.pattern import Geometry, show
+from normlab.recompute import check_recompute, rebuildable
 
 __all__ = [
     "batch_norm",
@@ -43,6 +45,7 @@ def normalize(
     eps: float = 1e-5,
     activation: str | None = None,
     residual: Tensor | None = None,
+    recompute: bool = False,
     center: bool = True,
     **sizes: int,
 ) -> Tensor:
@@ -57,6 +60,8 @@ def normalize(
         eps: added to the variance, so in squared units of x.
         activation: none, relu, leaky_relu, silu, gelu, gelu_tanh, hardswish, sigmoid or tanh.
         residual: shape and type of x, added before the activation.
+        recompute: what later layers save of y is rebuilt from x in the backward pass, bit for bit;
+            see `normlab.recompute`.
         center: subtract the mean; False is root-mean-square normalization.
         sizes: of axes named in the pattern, as g=8.
 
@@ -72,8 +77,9 @@ def normalize(
     >>> torch.allclose(y, torch.nn.functional.group_norm(x, 3), atol=1e-5)
     True
     """
+    check_rank(x)
     text = patterns.bind(pattern, **sizes)
-    return _normalize(x, text, weight, bias, eps, activation, residual, center)[0]
+    return _normalize(x, text, weight, bias, eps, activation, residual, recompute, center)[0]
 
 
 def batch_norm(
@@ -88,6 +94,7 @@ def batch_norm(
     *,
     activation: str | None = None,
     residual: Tensor | None = None,
+    recompute: bool = False,
 ) -> Tensor:
     """One mean and variance per channel, over the batch, or the running ones.
 
@@ -116,6 +123,7 @@ def batch_norm(
     return with_running(
         input, PER_CHANNEL, running_mean, running_var, weight, bias,
         training=training, momentum=momentum, eps=eps, activation=activation, residual=residual,
+        recompute=recompute,
     )  # fmt: skip
 
 
@@ -131,6 +139,7 @@ def instance_norm(
     *,
     activation: str | None = None,
     residual: Tensor | None = None,
+    recompute: bool = False,
 ) -> Tensor:
     """One mean and variance per sample and channel: statistics "n c ... -> n c".
 
@@ -152,7 +161,7 @@ def instance_norm(
     return with_running(
         input, "n c ... -> n c", running_mean, running_var, weight, bias,
         training=use_input_stats, momentum=momentum, eps=eps, activation=activation,
-        residual=residual,
+        residual=residual, recompute=recompute,
     )  # fmt: skip
 
 
@@ -165,6 +174,7 @@ def group_norm(
     *,
     activation: str | None = None,
     residual: Tensor | None = None,
+    recompute: bool = False,
 ) -> Tensor:
     """One mean and variance per sample and group of channels: statistics "n (g c) ... -> n g".
 
@@ -189,7 +199,7 @@ def group_norm(
         )
     pattern = f"n (g={num_groups} c) ... -> n g"
     check_count(input, pattern)
-    return _normalize(input, pattern, weight, bias, eps, activation, residual)[0]
+    return _normalize(input, pattern, weight, bias, eps, activation, residual, recompute)[0]
 
 
 def layer_norm(
@@ -201,6 +211,7 @@ def layer_norm(
     *,
     activation: str | None = None,
     residual: Tensor | None = None,
+    recompute: bool = False,
 ) -> Tensor:
     """One mean and variance over the last axes.
 
@@ -218,7 +229,7 @@ def layer_norm(
     >>> torch.allclose(layer_norm(x, (8,)), torch.nn.functional.layer_norm(x, (8,)), atol=1e-5)
     True
     """
-    return _last_axes(input, normalized_shape, weight, bias, eps, activation, residual, True)
+    return _last_axes(input, normalized_shape, weight, bias, eps, activation, residual, recompute)
 
 
 def rms_norm(
@@ -229,6 +240,7 @@ def rms_norm(
     *,
     activation: str | None = None,
     residual: Tensor | None = None,
+    recompute: bool = False,
 ) -> Tensor:
     """Divide by the root mean square over the last axes.
 
@@ -247,7 +259,9 @@ def rms_norm(
     True
     """
     eps = torch.finfo(input.dtype).eps if eps is None else eps
-    return _last_axes(input, normalized_shape, weight, None, eps, activation, residual, False)
+    return _last_axes(
+        input, normalized_shape, weight, None, eps, activation, residual, recompute, False
+    )
 
 
 def with_running(
@@ -263,6 +277,7 @@ def with_running(
     eps: float = 1e-5,
     activation: str | None = None,
     residual: Tensor | None = None,
+    recompute: bool = False,
 ) -> Tensor:
     """Normalize by the statistics of x and move the running ones, or by the running ones.
 
@@ -275,16 +290,17 @@ def with_running(
     if not training:
         assert running_mean is not None
         assert running_var is not None
-        return _apply(x, running_mean, running_var, weight, bias, eps, activation, residual)
+        return _apply(
+            x, running_mean, running_var, weight, bias, eps, activation, residual, recompute
+        )
     check_movable(running_mean)
     check_count(x, pattern)
-    y, mean, var = _normalize(x, pattern, weight, bias, eps, activation, residual)
+    y, statistics = _normalize(x, pattern, weight, bias, eps, activation, residual, recompute)
     if running_mean is not None and running_var is not None and x.numel():
         geometry = patterns.geometry(pattern, x.shape)
-        with torch.no_grad():
-            unbiased = _per_channel(var, geometry) * (geometry.count / (geometry.count - 1))
-            _move(running_mean, _per_channel(mean, geometry), momentum)
-            _move(running_var, unbiased, momentum)
+        unbiased = geometry.count / (geometry.count - 1)
+        seen = _per_channel(statistics.detach(), geometry)
+        ops.track(running_mean, running_var, seen, momentum, unbiased)
     return y
 
 
@@ -296,15 +312,17 @@ def _normalize(
     eps: float,
     activation: str | None,
     residual: Tensor | None,
+    recompute: bool,
     center: bool = True,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y, mean and var; the one way into `ops.normalize`."""
-    check_rank(x)
+) -> tuple[Tensor, Tensor]:
+    """y and its statistics; the one way into `ops.normalize`, for x of a rank that was checked."""
     check_tensors(x, residual, activation, weight=weight, bias=bias)
-    y, mean, var, _ = ops.normalize(
-        x, weight, bias, residual, pattern, eps, center, activation or "none"
-    )
-    return y, mean, var
+    check_recompute(recompute)
+    how = activation or "none"
+    y, statistics = ops.normalize(x, weight, bias, residual, pattern, eps, center, how)
+    if recompute:
+        y = rebuildable(y, ops.rebuild, x, weight, bias, residual, statistics, pattern, how)
+    return y, statistics
 
 
 def _apply(
@@ -316,11 +334,14 @@ def _apply(
     eps: float,
     activation: str | None,
     residual: Tensor | None,
+    recompute: bool,
 ) -> Tensor:
     """y under per-channel statistics; the one way into `ops.apply`."""
-    check_rank(x)
     check_tensors(x, residual, activation, weight=weight, bias=bias)
-    return ops.apply(x, mean, var, weight, bias, residual, PER_CHANNEL, eps, activation or "none")
+    check_recompute(recompute)
+    given = (x, mean, var, weight, bias, residual, PER_CHANNEL, eps, activation or "none")
+    y = ops.apply(*given)
+    return rebuildable(y, ops.apply, *given) if recompute else y
 
 
 def _last_axes(
@@ -331,7 +352,8 @@ def _last_axes(
     eps: float,
     activation: str | None,
     residual: Tensor | None,
-    center: bool,
+    recompute: bool,
+    center: bool = True,
 ) -> Tensor:
     """The last axes flattened into channels: "n c -> n"."""
     check_dense(x)
@@ -346,23 +368,21 @@ def _last_axes(
                 f"expected {name} of shape {show(last)}, got {show(parameter.shape)}"
             )
     rows = (patterns.product(x.shape[: -len(last)]), patterns.product(last))
-    y, _, _ = _normalize(
+    y, _ = _normalize(
         x.reshape(rows), "n c -> n",
         None if weight is None else weight.reshape(-1),
         None if bias is None else bias.reshape(-1),
-        eps, activation, None if residual is None else residual.reshape(rows), center,
+        eps, activation, None if residual is None else residual.reshape(rows), recompute, center,
     )  # fmt: skip
     return y.reshape(x.shape)
 
 
-def _per_channel(statistic: Tensor, geometry: Geometry) -> Tensor:
-    """(C,) out of the kept sizes: averaged over other axes, repeated within a group."""
+def _per_channel(statistics: Tensor, geometry: Geometry) -> Tensor:
+    """(3, C) out of the kept sizes: averaged over other axes, repeated within a group."""
     channels = geometry.channels
+    if geometry.statistics == tuple(geometry.split[i] for i in channels):
+        return statistics if len(channels) == 1 else statistics.flatten(1)
     sizes = [geometry.split[i] if i in channels else s for i, s in enumerate(geometry.broadcast)]
-    others = [i for i in range(len(sizes)) if i not in channels]
-    return statistic.detach().reshape(geometry.broadcast).expand(sizes).mean(others).flatten()
-
-
-def _move(running: Tensor, new: Tensor, momentum: float | Tensor) -> None:
-    """running ← (1 - momentum) · running + momentum · new, in place."""
-    running.copy_(running + (new.to(running.dtype) - running) * momentum)
+    others = [i + 1 for i in range(len(sizes)) if i not in channels]
+    spread = statistics.reshape(3, *geometry.broadcast).expand(3, *sizes)
+    return spread.mean(others).flatten(1)

@@ -20,6 +20,7 @@ from normlab.checks import (
     check_rank,
 )
 from normlab.pattern import show
+from normlab.recompute import check_recompute
 
 CATALOGUE: dict[str, type["Norm"]] = {}  # full names, in the order they are written
 ALIASES: dict[str, str] = {}  # short names of the literature
@@ -41,19 +42,23 @@ class Norm(nn.Module):
         momentum: weight of the new batch in the running statistics; None averages all batches.
         track_running_stats: keep running statistics; None does iff the pattern drops n.
         activation: applied last; a name of `normlab.functional.normalize`, or None.
+        recompute: what later layers save of y is rebuilt in the backward pass; see
+            `normlab.recompute`.
         sizes: of axes the pattern names.
 
     Shape: (N, C, ...) -> (N, C, ...), same dtype; statistics are kept in float32.
 
     Raises:
         PatternError: the sizes do not fit the channels.
-        ValueError: eps or momentum out of range, or the input has other channels.
+        ValueError: eps or momentum out of range, recompute where it cannot be, or the input has
+            other channels.
     """
 
     pattern: str
     name: ClassVar[str]
     # what may follow the name and a colon in a spec: "" is the option of a bare value
     spec_options: ClassVar[dict[str, str]] = {}
+    can_recompute: ClassVar[bool] = True  # y is one function of x and its statistics
     _version = 2  # of the state_dict: 2 has num_batches_tracked, as in torch
 
     running_mean: Tensor | None
@@ -76,6 +81,7 @@ class Norm(nn.Module):
         momentum: float | None = 0.1,
         track_running_stats: bool | None = None,
         activation: str | None = None,
+        recompute: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **sizes: int,
@@ -85,10 +91,17 @@ class Norm(nn.Module):
         check_eps(eps)
         check_momentum(momentum)
         check_activation(activation)
+        check_recompute(recompute)
+        if recompute and not self.can_recompute:
+            raise ValueError(
+                f"recompute=True is for norms whose output is one pattern of the input, "
+                f"which {self.name!r} is not; leave it out"
+            )
         self.num_channels = num_channels
         self.eps = eps
         self.momentum = momentum
         self.activation = activation
+        self.recompute = recompute
         self.pattern = patterns.bind(self.pattern, **sizes)
         if track_running_stats is None:
             track_running_stats = self.uses_batch()
@@ -117,11 +130,12 @@ class Norm(nn.Module):
             return functional.normalize(
                 x, self.pattern, self.weight, self.bias,
                 eps=self.eps, activation=self.activation, residual=residual,
+                recompute=self.recompute,
             )  # fmt: skip
         y = functional.with_running(
             x, self.pattern, self.running_mean, self.running_var, self.weight, self.bias,
             training=self.training, momentum=next_momentum(self), eps=self.eps,
-            activation=self.activation, residual=residual,
+            activation=self.activation, residual=residual, recompute=self.recompute,
         )  # fmt: skip
         count_batch(self)
         return y
@@ -154,6 +168,7 @@ class Norm(nn.Module):
         shown += ["affine=False"] if self.weight is None else []
         shown += [f"momentum={self.momentum}"] if self.track_running_stats else []
         shown += [f"activation={self.activation}"] if self.activation else []
+        shown += ["recompute=True"] if self.recompute else []
         return ", ".join(shown)
 
     def _load_from_state_dict(

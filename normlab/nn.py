@@ -1,7 +1,8 @@
 """The norms of torch.nn under their own names, drop-in: same constructors, state and isinstance.
 
-Each class *is* its namesake of torch.nn, computed by normlab, with `activation` after the other
-constructor arguments and `residual` after the input: y = activation(norm(x) + residual).
+Each class *is* its namesake of torch.nn, computed by normlab, with `activation` and `recompute`
+after the other constructor arguments and `residual` after the input:
+y = activation(norm(x) + residual).
 """
 
 from typing import Any
@@ -13,6 +14,7 @@ from normlab import functional
 from normlab.checks import check_activation, check_eps, check_groups, check_momentum, check_rank
 from normlab.layer import count_batch, next_momentum
 from normlab.pattern import show
+from normlab.recompute import check_recompute
 
 __all__ = [
     "BatchNorm1d",
@@ -28,21 +30,28 @@ __all__ = [
 
 
 class _Activated:
-    """The constructor all share: torch's, then `activation`."""
+    """The constructor all share: torch's, then `activation` and `recompute`."""
 
     activation: str | None
+    recompute: bool
 
-    def __init__(self, *args: Any, activation: str | None = None, **options: Any) -> None:
+    def __init__(
+        self, *args: Any, activation: str | None = None, recompute: bool = False, **options: Any
+    ) -> None:
         check_activation(activation)
+        check_recompute(recompute)
         super().__init__(*args, **options)
         if (eps := getattr(self, "eps", None)) is not None:
             check_eps(eps)
         check_momentum(getattr(self, "momentum", None))
         self.activation = activation
+        self.recompute = recompute
 
     def extra_repr(self) -> str:
-        shown = super().extra_repr()  # type: ignore[misc]
-        return f"{shown}, activation={self.activation}" if self.activation else shown
+        shown = [super().extra_repr()]  # type: ignore[misc]
+        shown += [f"activation={self.activation}"] if self.activation else []
+        shown += ["recompute=True"] if self.recompute else []
+        return ", ".join(shown)
 
 
 class _Batch(_Activated):
@@ -56,7 +65,7 @@ class _Batch(_Activated):
             self.running_mean if tracked else None,
             self.running_var if tracked else None,
             self.weight, self.bias, training, next_momentum(self), self.eps,
-            activation=self.activation, residual=residual,
+            activation=self.activation, residual=residual, recompute=self.recompute,
         )  # fmt: skip
         count_batch(self)
         return y
@@ -79,7 +88,7 @@ class _Instance(_Activated):
         y = functional.instance_norm(
             input, self.running_mean, self.running_var, self.weight, self.bias,
             self.training or not self.track_running_stats, next_momentum(self), self.eps,
-            activation=self.activation, residual=residual,
+            activation=self.activation, residual=residual, recompute=self.recompute,
         )  # fmt: skip
         count_batch(self)
         return y
@@ -177,7 +186,7 @@ class GroupNorm(_Activated, torch.nn.GroupNorm):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         return functional.group_norm(
             input, self.num_groups, self.weight, self.bias, self.eps,
-            activation=self.activation, residual=residual,
+            activation=self.activation, residual=residual, recompute=self.recompute,
         )  # fmt: skip
 
 
@@ -194,7 +203,7 @@ class LayerNorm(_Activated, torch.nn.LayerNorm):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         return functional.layer_norm(
             input, self.normalized_shape, self.weight, self.bias, self.eps,
-            activation=self.activation, residual=residual,
+            activation=self.activation, residual=residual, recompute=self.recompute,
         )  # fmt: skip
 
 
@@ -211,5 +220,5 @@ class RMSNorm(_Activated, torch.nn.RMSNorm):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return functional.rms_norm(
             x, self.normalized_shape, self.weight, self.eps,
-            activation=self.activation, residual=residual,
+            activation=self.activation, residual=residual, recompute=self.recompute,
         )  # fmt: skip

@@ -80,6 +80,7 @@ class TorchBatchNorm(Norm, name="torch_bn"):
     """
 
     pattern = PER_CHANNEL
+    can_recompute = False
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         self.check_input(x)
@@ -207,6 +208,7 @@ class BatchInstanceNorm(Norm, name="batch_instance", aliases=("bin",)):
     """
 
     pattern = PER_CHANNEL
+    can_recompute = False
     spec_options = {"n": "norm_batch_size"}
 
     def __init__(
@@ -258,6 +260,7 @@ class NoNorm(Norm, name="none", aliases=("nn",)):
     """
 
     pattern = "n c ... -> n c ..."
+    can_recompute = False
 
     def __init__(self, num_channels: int, **options: Any) -> None:
         super().__init__(num_channels, **{**options, "affine": False})

@@ -222,9 +222,14 @@ def geometry(text: str, shape: Sequence[int]) -> Geometry:
     >>> geometry("n (g=2 c) ... -> n g", (5, 10, 4, 4)).statistics
     (5, 2)
     """
-    if _is_traced() or not all(type(size) is int for size in shape):
-        return parse(text).geometry(shape)
-    return _remembered(text, tuple(shape))
+    if are_plain(shape):
+        return _remembered(text, tuple(shape))
+    return parse(text).geometry(shape)
+
+
+def are_plain(shape: Sequence[int]) -> bool:
+    """Whether what follows from a shape may be remembered: no symbolic sizes, no compiler."""
+    return not _is_traced() and {int}.issuperset(map(type, shape))
 
 
 def product(sizes: Sequence[int]) -> int:

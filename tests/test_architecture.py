@@ -18,6 +18,7 @@ FLOORS = [
     ["normlab.pattern"],
     ["normlab.ops", "normlab.reference"],
     ["normlab.checks"],
+    ["normlab.recompute"],
     ["normlab.functional", "normlab.layer"],
     ["normlab.nn", "normlab.norms"],
     ["normlab.surgery"],
@@ -30,7 +31,9 @@ FLOORS = [
      "normlab.lab.prediction"],
     ["normlab.lab.sweep", "normlab.lab.analysis"],
     ["normlab.lab.report"],
-    ["normlab.flags"],
+    ["normlab.lab.bench"],
+    ["normlab.flags", "normlab.launch"],
+    ["normlab.measure"],
     ["normlab.cli"],
 ]  # fmt: skip
 

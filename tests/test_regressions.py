@@ -259,7 +259,9 @@ def test_p03_batch_norm_without_statistics_leaves_its_input():
 
 def test_p04_backward_gets_the_reciprocal_root():
     x = sample(4, 6, dtype=torch.float64)
-    _, mean, var, rstd = torch.ops.normlab.normalize(x, None, None, None, LAYER, 0.1, True, "none")
+    _, (mean, var, rstd) = torch.ops.normlab.normalize(
+        x, None, None, None, LAYER, 0.1, True, "none"
+    )
     assert_within(rstd, (var + 0.1).rsqrt())
     assert_within(mean, reference.moments(x, LAYER)[0])
 

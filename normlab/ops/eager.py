@@ -2,8 +2,8 @@
 
 This is what runs where no kernel does, and what kernels fall back to. Values are shifted by one of
 their own before they are averaged, so that a constant group has variance 0 and a large offset costs
-no digits. Elements are float32 (float64 for float64 input); sums, and squares before they are
-summed, are float64 on the CPU.
+no digits. Elements are float32 (float64 for float64 input); sums, squares before they are summed,
+mean and variance are float64 on the CPU.
 """
 
 from collections.abc import Callable
@@ -34,16 +34,26 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tenso
 }
 
 
-def statistics_dtype(x: Tensor) -> torch.dtype:
-    """Type of mean, variance and their gradients: float64 for float64, else float32."""
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Type elements, dweight and dbias are computed in: float64 for float64, else float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def statistics_dtype(x: Tensor) -> torch.dtype:
+    """Type of statistics: float64 on the CPU, where it is free, else that of elements.
+
+    A mean of float64 is what keeps the digits of x - mean where the mean is large, and a variance
+    of float64 does not leave its range where x is huge.
+    """
+    return torch.float64 if x.device.type == "cpu" else compute_dtype(x)
 
 
 def moments(x: Tensor, pattern: str, center: bool) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over what the pattern drops."""
     geometry = patterns.geometry(pattern, x.shape)
     _, mean, var = _centred(_split(x, geometry), geometry, center)
-    return _kept(mean, x, geometry), _kept(var, x, geometry)
+    kept = geometry.statistics
+    return mean.reshape(kept).to(statistics_dtype(x)), var.reshape(kept).to(statistics_dtype(x))
 
 
 def normalize(
@@ -55,18 +65,27 @@ def normalize(
     eps: float,
     center: bool,
     activation: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, mean, var and rstd = 1/sqrt(var + eps).
+) -> tuple[Tensor, Tensor]:
+    """y, and as one tensor mean, var and rstd = 1/sqrt(var + eps)."""
+    mean, var = moments(x, pattern, center)
+    statistics = torch.stack([mean, var, torch.rsqrt(var + eps)])
+    return rebuild(x, weight, bias, residual, statistics, pattern, activation), statistics
 
-    var and rstd are both returned because either may leave float32's range where the other does
-    not: var feeds running statistics, rstd the backward pass.
-    """
+
+def rebuild(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    statistics: Tensor,
+    pattern: str,
+    activation: str,
+) -> Tensor:
+    """y of `normalize` once more, bit for bit, from the statistics it returned."""
     geometry = patterns.geometry(pattern, x.shape)
-    centred, mean, var = _centred(_split(x, geometry), geometry, center)
-    rstd = torch.rsqrt(var + eps).to(centred.dtype)
-    z = _affine(centred * rstd, weight, bias, residual, geometry)
-    y = _like(x, ACTIVATIONS[activation][0](z))
-    return y, _kept(mean, x, geometry), _kept(var, x, geometry), _kept(rstd, x, geometry)
+    mean, _, rstd = statistics
+    z = _affine(_normalized(x, mean, rstd, geometry), weight, bias, residual, geometry)
+    return _like(x, ACTIVATIONS[activation][0](z))
 
 
 def apply(
@@ -81,11 +100,49 @@ def apply(
     activation: str,
 ) -> Tensor:
     """y under statistics that are given."""
+    statistics = given(x, mean, var, eps)
+    return rebuild(x, weight, bias, residual, statistics, pattern, activation)
+
+
+def given(x: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+    """Statistics for x out of a mean and a variance."""
+    mean, var = mean.to(statistics_dtype(x)), var.to(statistics_dtype(x))
+    return torch.stack([mean, var, torch.rsqrt(var + eps)])
+
+
+def apply_backward(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    pattern: str,
+    eps: float,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of `apply` by x, weight, bias and residual; the statistics are constants."""
     geometry = patterns.geometry(pattern, x.shape)
-    mean, var = (s.to(statistics_dtype(x)).reshape(geometry.broadcast) for s in (mean, var))
-    xhat = (_split(x, geometry) - mean) * torch.rsqrt(var + eps)
-    z = _affine(xhat, weight, bias, residual, geometry)
-    return _like(x, ACTIVATIONS[activation][0](z))
+    mean, _, rstd = given(x, mean, var, eps)
+    xhat, dz = _past_activation(dy, x, weight, bias, residual, mean, rstd, geometry, activation)
+    others = tuple(i for i in range(len(geometry.split)) if i not in geometry.channels)
+    dweight, dbias = (_sum(t, others).flatten().to(dz.dtype) for t in (dz * xhat, dz))
+    g = dz if weight is None else dz * weight.to(dz.dtype).reshape(geometry.per_channel)
+    dx = _like(x, g * rstd.to(dz.dtype).reshape(geometry.broadcast))
+    return dx, dweight, dbias, _dresidual(x, dz, residual, activation)
+
+
+def track(
+    running_mean: Tensor,
+    running_var: Tensor,
+    statistics: Tensor,
+    momentum: float | Tensor,
+    unbiased: float,
+) -> None:
+    """running ← (1 - momentum) · running + momentum · new, the variance times `unbiased`."""
+    for running, new in ((running_mean, statistics[0]), (running_var, statistics[1] * unbiased)):
+        running.mul_(1 - momentum).add_(new * momentum)
 
 
 def normalize_backward(
@@ -94,31 +151,31 @@ def normalize_backward(
     weight: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
+    statistics: Tensor,
     pattern: str,
     center: bool,
     activation: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of `normalize` by x, weight, bias and residual; the last is dz, the activation's.
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of `normalize` by x, weight, bias and residual.
 
     dx = rstd * (g - mean(g) - xhat * mean(g * xhat)),   g = dz * weight;   mean(g) only if centred
+
+    dz is the gradient past the activation, and the residual's; None stands for it where there is no
+    residual, or no activation, so that it is dy itself.
 
     Large sums are taken once, over the axes that belong neither to a statistic nor to a channel;
     from these, those per statistic and those per channel are small sums.
     """
     geometry = patterns.geometry(pattern, x.shape)
-    mean, rstd = (s.reshape(geometry.broadcast) for s in (mean, rstd))
-    xhat = (_split(x, geometry) - mean) * rstd
-    dz = _split(dy, geometry)
-    if activation != "none":
-        dz = ACTIVATIONS[activation][1](dz, _affine(xhat, weight, bias, residual, geometry))
+    mean, _, rstd = statistics
+    xhat, dz = _past_activation(dy, x, weight, bias, residual, mean, rstd, geometry, activation)
+    rstd = rstd.to(dz.dtype).reshape(geometry.broadcast)
 
     channels = geometry.channels
     inner = tuple(i for i in geometry.reduced if i not in channels)
     others = tuple(i for i in range(len(geometry.split)) if i not in (*channels, *inner))
     sums = [_sum(t, inner) for t in (dz * xhat, dz)]
-    dweight, dbias = (_sum(t, others).flatten().to(mean.dtype) for t in sums)
+    dweight, dbias = (_sum(t, others).flatten().to(rstd.dtype) for t in sums)
 
     g = dz
     if weight is not None:
@@ -128,12 +185,46 @@ def normalize_backward(
     slope, mean_g = (_sum(t, across).div(geometry.count).to(g.dtype) for t in sums)
     # the mean first: where a group is one value, g - mean(g) is then exactly 0
     dx = (g - mean_g if center else g) - xhat * slope
-    return _like(x, dx * rstd), dweight, dbias, _like(x, dz)
+    return _like(x, dx * rstd), dweight, dbias, _dresidual(x, dz, residual, activation)
+
+
+def _past_activation(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    geometry: Geometry,
+    activation: str,
+) -> tuple[Tensor, Tensor]:
+    """xhat and dz, split."""
+    xhat = _normalized(x, mean, rstd, geometry)
+    dz = _split(dy, geometry)
+    if activation != "none":
+        dz = ACTIVATIONS[activation][1](dz, _affine(xhat, weight, bias, residual, geometry))
+    return xhat, dz
+
+
+def _dresidual(x: Tensor, dz: Tensor, residual: Tensor | None, activation: str) -> Tensor | None:
+    return None if residual is None or activation == "none" else _like(x, dz)
+
+
+def _normalized(x: Tensor, mean: Tensor, rstd: Tensor, geometry: Geometry) -> Tensor:
+    """(x - mean) * rstd, split; a mean with more digits than x is subtracted in two parts."""
+    x = _split(x, geometry)
+    mean, rstd = (s.reshape(geometry.broadcast) for s in (mean, rstd))
+    high = mean.to(x.dtype)
+    centred = x - high
+    if mean.dtype != x.dtype:
+        centred = centred - (mean - high).to(x.dtype)
+    return centred * rstd.to(x.dtype)
 
 
 def _split(x: Tensor, geometry: Geometry) -> Tensor:
     """x with composed axes split, in the type elements are computed in."""
-    return x.to(statistics_dtype(x)).reshape(geometry.split)
+    return x.to(compute_dtype(x)).reshape(geometry.split)
 
 
 def _sum(x: Tensor, axes: tuple[int, ...]) -> Tensor:
@@ -179,10 +270,6 @@ def _affine(
     if residual is not None:
         z = z + residual.to(z.dtype).reshape(geometry.split)
     return z
-
-
-def _kept(statistic: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
-    return statistic.reshape(geometry.statistics).to(statistics_dtype(x))
 
 
 def _like(x: Tensor, values: Tensor) -> Tensor:
