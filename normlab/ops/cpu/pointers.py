@@ -142,6 +142,19 @@ def stream(_, pointer, i, v):
 
 
 @intrinsic
+def prefetch(_, pointer, i):
+    """Ask for the line of element i; it may lie outside of the tensor."""
+
+    def generate(c, b, s, arguments):
+        where = _address(b, pointer.element, *arguments, lanes=LANES[COMPUTE[pointer.element]])
+        function = declared(b, "llvm.prefetch.p0", ir.VoidType(), [where.type, I32, I32, I32])
+        b.call(function, [where, I32(0), I32(2), I32(1)])  # to read, second-level cache, data
+        return c.get_dummy_value()
+
+    return types.void(pointer, types.int64), generate
+
+
+@intrinsic
 def store_part(_, pointer, i, v, n):
     def generate(c, b, s, arguments):
         kind = pointer.element

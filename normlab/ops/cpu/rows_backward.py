@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from normlab.ops.cpu import words
 from normlab.ops.cpu.activations import ACTIVATIONS
-from normlab.ops.cpu.chunks import SEVERAL, join, rows_per_chunk
+from normlab.ops.cpu.chunks import SEVERAL, affine, join, rows_per_chunk, spread
 from normlab.ops.cpu.parallel import jit, meet, share, who
 from normlab.ops.cpu.pointers import (
     COMPUTE,
@@ -15,6 +15,7 @@ from normlab.ops.cpu.pointers import (
     load,
     load_part,
     load_wide,
+    prefetch,
     put,
     store,
     store_part,
@@ -58,7 +59,11 @@ def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int],
                 s, t, a, b = load(shift, j), load(slope, j), load(scale, j), load(offset, j)
                 p = q = fill(x, 0.0)
                 i = start + row * width + j
+                ahead = start + (row + SEVERAL) * width + j * SEVERAL
                 for _ in range(count):
+                    prefetch(x, ahead)
+                    prefetch(dy, ahead)
+                    ahead += w
                     v = load(x, i) - s
                     d = past_activation(load(dy, i), v, residual, i, 0, a, b)
                     if keeps:
@@ -102,8 +107,12 @@ def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int],
             s, t, a, b = load(shift, j), load(slope, j), load(scale, j), load(offset, j)
             by_x, constant = load(across, j), load(level, j)
             i = start + j
+            ahead = start - SEVERAL * width + j * SEVERAL
             if j + w <= width:
                 for _ in range(rows):
+                    prefetch(x, ahead)
+                    prefetch(dz if keeps else dy, ahead)
+                    ahead += w
                     v = combined(x, dy, residual, dz, i, 0, s, t, a, b, by_x, constant)
                     if streaming:
                         stream(dx, i, v)
@@ -134,7 +143,7 @@ def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int],
             get(w, words.GROUPS),
             get(w, words.CHANNELS),
         )
-        has_weight, has_bias = get(w, words.WEIGHT) != 0, get(w, words.BIAS) != 0
+        has_weight = get(w, words.WEIGHT) != 0
         center, given, streaming = get(w, words.CENTER), get(w, words.GIVEN), get(w, words.STREAM)
         together = get(w, words.TOGETHER)
         rank, size = who(w)
@@ -176,14 +185,12 @@ def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int],
                     get(statistics, 2 * units + b * groups + g),
                 )
                 high_mean = rounded(x, mean)
-                for channel in range(g * channels, (g + 1) * channels):
-                    a = rstd * get(weight, channel) if has_weight else rstd
-                    c = (get(bias, channel) if has_bias else 0.0) - (mean - high_mean) * a
-                    for j in range(channel, width, all_channels):
-                        put(high, j, high_mean)
-                        put(scale, j, a)
-                        put(offset, j, c)
-                        put(slope, j, rstd)
+                c0, c1 = g * channels, (g + 1) * channels
+                spread(high, high_mean, c0, c1, width, all_channels)
+                spread(slope, rstd, c0, c1, width, all_channels)
+                affine(
+                    weight, bias, scale, offset, rstd, mean - high_mean, c0, c1, width, all_channels
+                )
             if together:
                 meet(w, size)
             for k in range(first, last):
@@ -222,10 +229,9 @@ def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int],
                 if not given:
                     slant = -two / count * rstd
                     flat = (-one / count * rstd if center else 0.0) - low_mean * rstd * slant
-                for channel in range(g * channels, (g + 1) * channels):
-                    for j in range(channel, width, all_channels):
-                        put(across, j, slant)
-                        put(level, j, flat)
+                c0, c1 = g * channels, (g + 1) * channels
+                spread(across, slant, c0, c1, width, all_channels)
+                spread(level, flat, c0, c1, width, all_channels)
             if together:
                 meet(w, size)
             k = last - 1

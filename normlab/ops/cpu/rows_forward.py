@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from normlab.ops.cpu import words
 from normlab.ops.cpu.activations import ACTIVATIONS
-from normlab.ops.cpu.chunks import SEVERAL, join, rows_per_chunk
+from normlab.ops.cpu.chunks import SEVERAL, affine, join, rows_per_chunk, spread
 from normlab.ops.cpu.parallel import jit, meet, share, who
 from normlab.ops.cpu.pointers import (
     COMPUTE,
@@ -27,6 +27,7 @@ from normlab.ops.cpu.pointers import (
     load,
     load_part,
     load_wide,
+    prefetch,
     put,
     store,
     store_part,
@@ -75,6 +76,8 @@ def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int],
             i = start + row * width
             j = 0
             while j + w <= width:
+                for k in range(4):
+                    prefetch(x, i + 4 * (width + j) + k * w)
                 s = load(shift, j)
                 p, q = load(x, i + j) - s, load(x, i + width + j) - s
                 r, t = load(x, i + 2 * width + j) - s, load(x, i + 3 * width + j) - s
@@ -123,7 +126,10 @@ def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int],
         while j + w <= width:
             s, a, b = load(shift, j), load(scale, j), load(offset, j)
             i = start + j
+            ahead = start - SEVERAL * width + j * SEVERAL
             for _ in range(rows):
+                prefetch(x, ahead)
+                ahead += w
                 if streaming:
                     stream(y, i, result(x, residual, i, 0, s, a, b))
                 else:
@@ -143,7 +149,6 @@ def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int],
         weight, bias = of_real(get(w, words.WEIGHT)), of_real(get(w, words.BIAS))
         statistics = of_wide(get(w, words.STATISTICS))
         groups, channels = get(w, words.GROUPS), get(w, words.CHANNELS)
-        has_weight, has_bias = get(w, words.WEIGHT) != 0, get(w, words.BIAS) != 0
         center, given, streaming = get(w, words.CENTER), get(w, words.GIVEN), get(w, words.STREAM)
         eps = get(of_wide(address), words.EPS)
         together = get(w, words.TOGETHER)
@@ -231,13 +236,11 @@ def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int],
                     put(statistics, units + unit, var)
                     put(statistics, 2 * units + unit, rstd)
                 high_mean = rounded(x, mean)
-                for channel in range(g * channels, (g + 1) * channels):
-                    a = rstd * get(weight, channel) if has_weight else rstd
-                    c = (get(bias, channel) if has_bias else 0.0) - (mean - high_mean) * a
-                    for j in range(channel, width, all_channels):
-                        put(high, j, high_mean)
-                        put(scale, j, a)
-                        put(offset, j, c)
+                c0, c1 = g * channels, (g + 1) * channels
+                spread(high, high_mean, c0, c1, width, all_channels)
+                affine(
+                    weight, bias, scale, offset, rstd, mean - high_mean, c0, c1, width, all_channels
+                )
             if together:
                 meet(w, size)
             k = last - 1
