@@ -24,8 +24,9 @@ from normlab.lab.bench import Case, Timer, alternate, candidates, read_shape
 from normlab.lab.bench.results import setting
 
 RESULTS = Path(__file__).parent / "results" / "kernels_cpu.csv"
+STAGES = ("256x56x56", "512x28x28", "1024x14x14", "2048x7x7")  # of a ResNet-50
 SHAPES = [
-    *(f"{n}x{c}x{s}x{s}" for n in (2, 8, 32) for c, s in ((256, 56), (512, 28), (1024, 14), (2048, 7))),
+    *(f"{n}x{map_}" for n in (2, 8, 32) for map_ in STAGES),
     "8x64x112x112", "32x64x112x112",  # the stem of a ResNet
     "2x320x64x64", "2x640x32x32", "2x1280x16x16", "1x128x256x256",  # diffusion
     "2x32x32x64x64", "2x64x24x24x24",  # 3-D medical

@@ -65,8 +65,9 @@ def normalize(
         center: subtract the mean; False is root-mean-square normalization.
         sizes: of axes named in the pattern, as g=8.
 
-    Shape: (N, C, ...) -> (N, C, ...), same type and memory format; statistics in float32, or
-    float64 for float64 x.
+    Shape: (N, C, ...) -> (N, C, ...), same type and memory format. Elements are computed in
+    float32, or float64 for float64 x; statistics in float64 on the CPU, on a GPU as elements are.
+    Memory that is neither contiguous nor channels-last is copied once.
 
     Raises:
         PatternError: the pattern does not fit the shape.

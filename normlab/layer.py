@@ -46,7 +46,7 @@ class Norm(nn.Module):
             `normlab.recompute`.
         sizes: of axes the pattern names.
 
-    Shape: (N, C, ...) -> (N, C, ...), same dtype; statistics are kept in float32.
+    Shape: (N, C, ...) -> (N, C, ...), same dtype; see `normalize` for what is computed in which.
 
     Raises:
         PatternError: the sizes do not fit the channels.

@@ -46,16 +46,17 @@ def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int],
     def sums(x, dy, residual, dz, start, runs, stride, length, shift, slope, scale, offset):
         """Sums of dz and of dz · (x - shift) · slope over runs of elements."""
         first, second = 0.0, 0.0
-        if runs == 1:
-            return block(x, dy, residual, dz, start, 1, 0, length, shift, slope, scale, offset)
-        several = max(1, BLOCK // length)
-        for run in range(0, runs, several):
+        run, several = 0, runs
+        if runs * length > BLOCK:
+            several = max(1, BLOCK // length)
+        while run < runs:
             at, n = start + run * stride, min(several, runs - run)
             one, two = block(
                 x, dy, residual, dz, at, n, stride, length, shift, slope, scale, offset
             )
             first += one
             second += two
+            run += several
         return first, second
 
     @jit
@@ -173,7 +174,8 @@ def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int],
                     channel = g * channels + row
                     scale = rstd * get(weight, channel) if has_weight else rstd
                     offset = (get(bias, channel) if has_bias else 0.0) - low_mean * scale
-                    for j in range(i, stop, runs):
+                    j = i
+                    while j < stop:
                         at_row = ((sample + j) * groups + g) * channels + row
                         p, q = sums(x, dy, residual, dz, at_row * positions + low, runs,
                                     groups * run, high - low, high_mean, rstd, scale,
@@ -185,6 +187,7 @@ def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int],
                             partial += 2 * groups * channels * pieces
                             put(scratch, partial, 0.0)
                             put(scratch, partial + 1, 0.0)
+                        j += runs
                     row += 1
             if together:
                 meet(w, size)

@@ -22,10 +22,13 @@ def moments(x, start, runs, stride, length, origin):
             for at in range(end - length, end, BLOCK):
                 first, second = _block(x, at, 1, 0, min(BLOCK, end - at), origin, first, second)
     else:
-        several = BLOCK // length
-        for run in range(0, runs, several):
+        run, several = 0, runs
+        if runs * length > BLOCK:
+            several = BLOCK // length
+        while run < runs:
             at, n = start + run * stride, min(several, runs - run)
             first, second = _block(x, at, n, stride, length, origin, first, second)
+            run += several
     return first, second
 
 
