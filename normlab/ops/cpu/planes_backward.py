@@ -116,13 +116,12 @@ def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int],
         s, t, a, b = fill(x, shift), fill(x, slope), fill(x, scale), fill(x, offset)
         by_x, constant = fill(x, across), fill(x, level)
         i, end = start, start + count
+        head = min(count, (-address_of(dx, start) & (w * itemsize - 1)) // itemsize)
+        if head:
+            v = combined(x, dy, residual, dz, i, head, s, t, a, b, by_x, constant)
+            store_part(dx, i, v, head)
+            i += head
         if streaming:
-            head = (-address_of(dx, start) & (w * itemsize - 1)) // itemsize
-            head = min(head, count)
-            if head:
-                v = combined(x, dy, residual, dz, i, head, s, t, a, b, by_x, constant)
-                store_part(dx, i, v, head)
-                i += head
             while i + w <= end:
                 stream(dx, i, combined(x, dy, residual, dz, i, 0, s, t, a, b, by_x, constant))
                 i += w

@@ -54,13 +54,12 @@ def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int],
         w = lanes_of(x)
         s, a, b = fill(x, shift), fill(x, scale), fill(x, offset)
         i, end = start, start + count
+        head = min(count, (-address_of(y, start) & (w * itemsize - 1)) // itemsize)
+        if head:
+            v = result(load_part(x, i, head), residual, i, head, s, a, b)
+            store_part(y, i, v, head)
+            i += head
         if streaming:
-            head = (-address_of(y, start) & (w * itemsize - 1)) // itemsize
-            head = min(head, count)
-            if head:
-                v = result(load_part(x, i, head), residual, i, head, s, a, b)
-                store_part(y, i, v, head)
-                i += head
             while i + w <= end:
                 stream(y, i, result(load(x, i), residual, i, 0, s, a, b))
                 i += w
