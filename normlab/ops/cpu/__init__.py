@@ -160,6 +160,9 @@ def track(
     kernel = _kernel("running", element) if element in ("float32", "float64") else None
     if kernel is None or not (
         running_mean.dtype is running_var.dtype
+        and running_mean.shape == running_var.shape
+        and running_var.is_cpu
+        and statistics.is_cpu
         and running_mean.is_contiguous()
         and running_var.is_contiguous()
         and statistics.is_contiguous()
@@ -305,10 +308,14 @@ def _launch(
     statistics: Tensor,
 ) -> None:
     """Fill in what both directions need, and run."""
-    if statistics.shape != task.statistics or statistics.dtype != torch.float64:
+    if (
+        statistics.shape != task.statistics
+        or statistics.dtype is not torch.float64
+        or not statistics.is_cpu
+    ):
         raise RuntimeError(
-            f"expected statistics {show(task.statistics)} in float64, "
-            f"got {show(statistics.shape)} in {statistics.dtype}"
+            f"expected statistics {show(task.statistics)} in float64 on cpu, "
+            f"got {show(statistics.shape)} in {statistics.dtype} on {statistics.device}"
         )
     if task.family == "lines":  # where weight and bias are read with every value
         weight = torch.ones(x.shape[1]) if weight is None else weight

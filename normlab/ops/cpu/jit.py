@@ -25,10 +25,13 @@ from pathlib import Path
 
 import llvmlite.binding as llvm
 
+LIBM = ("erfc", "sqrt")  # what kernels call of the C library
 DIGEST = hashlib.sha256().digest_size
 Entry = Callable[[int], None]  # takes the address of a kernel's words
 
 _lock = threading.RLock()
+_busy = False  # Numba is at work
+_orphaned = False  # ... and was when this process was forked: it cannot be used here
 _engines: list[llvm.ExecutionEngine] = []  # own the code, so they live as long as the process
 
 
@@ -39,29 +42,70 @@ def entry(module: str, *options: object) -> Entry:
     Raises:
         Exception: whatever hinders compiling; callers do without the kernel then.
     """
+    global _busy
     with _lock:
         key = _key(module, options)
         code = _read(key)
         if code is None:
-            code = _compiled(module, options)
+            if _orphaned:
+                raise RuntimeError("this process was forked while another thread compiled")
+            _busy = True
+            try:
+                code = _compiled(module, options)
+            finally:
+                _busy = False
             _write(key, code)
         return _loaded(code)
 
 
+def _after_fork() -> None:
+    """The lock may be held by a thread that stayed behind, and Numba be half way through."""
+    global _lock, _orphaned
+    _lock = threading.RLock()
+    _orphaned = _busy
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def _compiled(module: str, options: tuple) -> bytes:
     """Object code whose one public function is named `kernel`."""
-    from numba import cfunc, types
+    from normlab.ops.cpu.parallel import jit
 
-    function = importlib.import_module(f"normlab.ops.cpu.{module}").kernel(*options)
-    compiled = cfunc(types.void(types.int64), error_model="numpy")(function)
-    text = compiled.inspect_llvm().replace(compiled.native_name, "kernel")
-    module_ = llvm.parse_assembly(text)
-    module_.verify()
-    return _machine().emit_object(module_)
+    function = jit(importlib.import_module(f"normlab.ops.cpu.{module}").kernel(*options))
+    function.compile("void(int64)")
+    (signature,) = function.signatures
+    text = function.inspect_llvm(signature)
+    functions = llvm.parse_assembly(text).functions
+    (made,) = (
+        f.name for f in functions if f.linkage is llvm.Linkage.external and not f.is_declaration
+    )
+    code = llvm.parse_assembly(text + _ENTRY.format(made))
+    code.verify()
+    declared = {f.name for f in code.functions if f.is_declaration}
+    if foreign := {name for name in declared if not name.startswith("llvm.")} - {*LIBM}:
+        raise RuntimeError(f"kernels call nothing but {LIBM}; {module} calls {sorted(foreign)}")
+    return _machine().emit_object(code)
+
+
+# Numba's functions return a status, which kernels have no use for: they cannot raise
+_ENTRY = """
+define void @kernel(i64 %words) {{
+  %result = alloca ptr
+  %error = alloca ptr
+  %status = call i32 @"{}"(ptr %result, ptr %error, i64 %words)
+  ret void
+}}
+"""
 
 
 def _loaded(code: bytes) -> Entry:
     """The kernel in object code, as a function that releases the GIL."""
+    library = ctypes.CDLL(None if os.name == "posix" else "msvcrt")
+    for name in LIBM:
+        address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+        llvm.add_symbol(name, address)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
@@ -100,11 +144,11 @@ def _sources() -> str:
 @functools.cache
 def folder() -> Path | None:
     """Where objects are kept; None if there is no place that is the user's alone."""
-    base = os.environ.get("NORMLAB_CACHE")
-    if not base:
-        cache = os.environ.get("XDG_CACHE_HOME")
-        base = os.path.join(cache or os.path.join(Path.home(), ".cache"), "normlab")
-    path = Path(base) / "kernels"
+    try:
+        path = _place() / "kernels"
+    except RuntimeError:
+        _do_without("there is no home directory; set NORMLAB_CACHE to a folder of yours")
+        return None
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.mkdir(mode=0o700, exist_ok=True)
@@ -115,6 +159,12 @@ def folder() -> Path | None:
         return path
     _do_without(why_not)
     return None
+
+
+def _place() -> Path:
+    if own := os.environ.get("NORMLAB_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "normlab"
 
 
 def _danger(path: Path) -> str:
