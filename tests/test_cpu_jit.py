@@ -153,38 +153,19 @@ def test_folder_of_another_user_is_not_used(cache, compiled, monkeypatch):
     assert compiled == ["lines_forward"] * 2
 
 
-def test_many_kernels_without_a_folder_warn_once(cache, monkeypatch):
-    monkeypatch.setattr(jit, "_compiled", lambda module, options: code())
-    cache.parent.write_text("a file where the folder ought to be")
-    texts = warned(lambda: [jit.entry("lines_forward", str(i)) for i in range(3)])
-    assert len(texts) == 1
-
-
-class Full:
-    """A file on a full disk."""
-
-    def __init__(self, handle, mode):
-        self.handle = handle
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        os.close(self.handle)
-
-    def write(self, content):
-        os.write(self.handle, content[:100])
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-
 def refuse(*_, **options):
     raise OSError(errno.EROFS, "Read-only file system")
 
 
+def onto_a_full_disk(handle, mode):
+    os.close(handle)
+    return open("/dev/full", mode)  # where there is none, that too is an OSError
+
+
 BROKEN = {
-    "full disk": ("jit.os.fdopen", Full),
+    "full disk": ("jit.os.fdopen", onto_a_full_disk),
     "read-only": ("jit.tempfile.mkstemp", refuse),
-    "cannot be renamed": ("jit.os.replace", refuse),
+    "no name left": ("jit.os.replace", refuse),
 }
 
 
@@ -237,7 +218,6 @@ def flipped(content, at):
     "damage",
     [
         pytest.param(lambda c: b"", id="empty"),
-        pytest.param(lambda c: c[:10], id="part of the digest"),
         pytest.param(lambda c: c[: jit.DIGEST], id="the digest alone"),
         pytest.param(lambda c: c[: len(c) // 2], id="half"),
         pytest.param(lambda c: c[:-1], id="a byte short"),
@@ -274,12 +254,6 @@ def test_what_an_object_is_made_from_is_its_name(change, monkeypatch):
     before = jit._key(KERNEL[0], KERNEL[1:])
     change(monkeypatch)
     assert jit._key(KERNEL[0], KERNEL[1:]) != before
-
-
-def test_every_kernel_has_a_name_of_its_own():
-    options = ("float32", "none", False), ("float32", "none", True), ("float32", "relu", False)
-    names = [jit._key(m, o) for m in ("lines_forward", "lines_backward") for o in options]
-    assert len({*names}) == len(names)
 
 
 def without_kernels():
@@ -365,16 +339,19 @@ def test_second_process_runs_what_the_first_compiled_without_numba(cache):
     assert second == ["False", first[1], "False", first[3]]
 
 
-def test_two_processes_that_compile_at_once_are_both_right(cache):
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=assert_right) for _ in range(2)]
+def ended_well(*processes):
     for process in processes:
         process.start()
     for process in processes:
         process.join(60)
         process.kill()
         process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
+    return all(process.exitcode == 0 for process in processes)
+
+
+def test_two_processes_that_compile_at_once_are_both_right(cache):
+    process = multiprocessing.get_context("spawn").Process
+    assert ended_well(process(target=assert_right), process(target=assert_right))
     (kept,) = cache.iterdir()
     assert kept.read_bytes()[jit.DIGEST :] == code()
 
@@ -404,12 +381,8 @@ def fork_while_compiling():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_child_forked_while_a_kernel_is_compiled_does_not_hang(cache):
     """F28"""
-    process = multiprocessing.get_context("spawn").Process(target=fork_while_compiling)
-    process.start()
-    process.join(60)
-    process.kill()
-    process.join()
-    assert process.exitcode == 0
+    process = multiprocessing.get_context("spawn").Process
+    assert ended_well(process(target=fork_while_compiling))
 
 
 def test_threads_that_want_one_kernel_at_once_compile_it_once(cache, compiled):
