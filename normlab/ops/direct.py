@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 from torch.nn import Parameter
 
 from normlab.ops import eager
@@ -69,6 +70,11 @@ def _needs_gradient(*tensors: Tensor | None) -> bool:
     return any(t is not None and t.requires_grad for t in tensors)
 
 
+def _is_batch(dy: Tensor) -> bool:
+    """Whether dy stands for several, as in is_grads_batched=True; such a tensor has no memory."""
+    return is_legacy_batchedtensor(dy) or is_functorch_wrapped_tensor(dy)
+
+
 class Normalize(torch.autograd.Function):
     """y; the statistics are put into the list given first, as they have no gradient."""
 
@@ -100,7 +106,8 @@ class Normalize(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, weight, bias, residual, statistics = ctx.saved_tensors
         pattern, _, center, activation = ctx.how
-        if torch.is_grad_enabled():  # create_graph: what is returned must be differentiable itself
+        # create_graph: what is returned must be differentiable itself
+        if torch.is_grad_enabled() or _is_batch(dy):
             found = differentiate(
                 lambda *t: eager.normalize(*t, *ctx.how)[:1], (x, weight, bias, residual), (dy,)
             )

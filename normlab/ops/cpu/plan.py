@@ -65,7 +65,11 @@ def together(family: str, form: Form, num_threads: int) -> bool:
 
 
 def is_streamed(family: str, form: Form, itemsize: int) -> bool:
-    """Whether what a kernel writes at a time mostly fills whole lines of the cache."""
+    """Whether what a kernel writes at a time mostly fills whole lines of the cache.
+
+    For rows it must do so always: they are written as they come, and a store around the caches to
+    any other address ends the process.
+    """
     if family == "planes":
         return form.positions * itemsize % 64 == 0 or form.positions >= 1024
     if family == "lines":
