@@ -46,7 +46,6 @@ ELEMENTS = {
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
 }
-COSTLY = {"silu", "gelu", "gelu_tanh", "sigmoid", "tanh"}  # gradients that are taken only once
 SMALL = 32768  # elements; fewer are not worth a team
 STREAMED = 6 << 20  # bytes; larger outputs are written around the caches
 _EMPTY = array.array("q", bytes(8 * at.NUM_WORDS))
@@ -234,7 +233,7 @@ def _planned(
     block[at.SLICES], block[at.SAMPLES], block[at.GROUPS] = form.slices, form.samples, form.groups
     block[at.CHANNELS], block[at.POSITIONS] = form.channels, form.positions
     block[at.WIDTH] = plan.row_width(shape[1])
-    keeps = activation != "none" and (has_residual or activation in COSTLY)
+    keeps = plan.keeps_dz(activation, has_residual)
     # what was just kept in dx is in the cache, and is best overwritten there
     rewritten = direction == "backward" and keeps and not has_residual
     if numel * dtype.itemsize >= STREAMED and not rewritten:

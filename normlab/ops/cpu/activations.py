@@ -202,21 +202,20 @@ def gelu_tanh_gradient(dy, z):
 
 
 class Activation(NamedTuple):
-    """A function, its gradient from dy and the function's input z, and whether both are costly."""
+    """A function, and its gradient from dy and the function's input z."""
 
     value: Callable
     gradient: Callable
-    costly: bool
 
 
 ACTIVATIONS = {
-    "none": Activation(identity, pass_through, False),
-    "relu": Activation(relu, relu_gradient, False),
-    "leaky_relu": Activation(leaky_relu, leaky_relu_gradient, False),
-    "silu": Activation(silu, silu_gradient, True),
-    "gelu": Activation(gelu, gelu_gradient, True),
-    "gelu_tanh": Activation(gelu_tanh, gelu_tanh_gradient, True),
-    "hardswish": Activation(hardswish, hardswish_gradient, False),
-    "sigmoid": Activation(sigmoid, sigmoid_gradient, True),
-    "tanh": Activation(tanh, tanh_gradient, True),
+    "none": Activation(identity, pass_through),
+    "relu": Activation(relu, relu_gradient),
+    "leaky_relu": Activation(leaky_relu, leaky_relu_gradient),
+    "silu": Activation(silu, silu_gradient),
+    "gelu": Activation(gelu, gelu_gradient),
+    "gelu_tanh": Activation(gelu_tanh, gelu_tanh_gradient),
+    "hardswish": Activation(hardswish, hardswish_gradient),
+    "sigmoid": Activation(sigmoid, sigmoid_gradient),
+    "tanh": Activation(tanh, tanh_gradient),
 }

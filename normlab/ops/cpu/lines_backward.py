@@ -28,9 +28,8 @@ lines_per_chunk = jit(plan.lines_per_chunk)
 
 def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int], None]:
     """dx, dweight and dbias; dz if there is a residual and an activation."""
-    gradient, costly = ACTIVATIONS[activation][1:]
-    plain = activation == "none"
-    keeps = costly or (has_residual and not plain)
+    gradient, plain = ACTIVATIONS[activation].gradient, activation == "none"
+    keeps = plan.keeps_dz(activation, has_residual)
     of_x, of_real = at(element), at(COMPUTE[element])
     of_wide, of_words = at("float64"), at("int64")
     itemsize = ITEMSIZE[element]

@@ -28,7 +28,7 @@ from normlab.ops.cpu.pointers import (
     stream,
 )
 from normlab.ops.cpu.simd import fill, fma, rounded
-from normlab.ops.cpu.sums import finish, moments, moments_of_anything
+from normlab.ops.cpu.sums import finish, is_lost, moments, moments_of_anything
 
 
 def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int], None]:
@@ -94,7 +94,7 @@ def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int],
                 origin = get(x, base) if center else 0.0
                 one, two = moments(x, base, 1, 0, channels, origin)
                 mean, var = finish(one, two, channels, origin, center)
-                if not (1e-30 < var < 1e30) and (not var < 1e30 or eps < 1e-20):
+                if is_lost(var, eps):
                     mean, var = moments_of_anything(x, base, 1, 0, channels, center)
                 rstd = rounded(x, 1 / math.sqrt(var + eps))
                 put(statistics, unit, mean)

@@ -5,9 +5,16 @@ Plain functions of sizes, which kernels compile and callers use to reserve memor
 
 from normlab.ops.canonical import Form
 
+# activations whose gradient is taken once and kept: it costs more than writing and reading it
+COSTLY = {"silu", "gelu", "gelu_tanh", "sigmoid", "tanh"}
 ITEM = 16384  # elements of a channels-first tensor that one thread takes at a time
 CHUNK = 32768  # elements of a channels-last tensor that are summed in their own type
 NARROW, WIDE = 192, 128  # channels: several rows are joined below, to rows at least so wide
+
+
+def keeps_dz(activation: str, has_residual: bool) -> bool:
+    """Whether the backward pass writes dz: for the residual, or to take its second pass from."""
+    return activation != "none" and (has_residual or activation in COSTLY)
 
 
 def rows_per_item(channels: int, positions: int) -> int:

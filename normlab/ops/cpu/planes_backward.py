@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from normlab.ops.cpu import words
+from normlab.ops.cpu import plan, words
 from normlab.ops.cpu.activations import ACTIVATIONS
 from normlab.ops.cpu.items import ITEM, cut, item, items_per_unit
 from normlab.ops.cpu.parallel import jit, meet, share, who
@@ -26,9 +26,8 @@ from normlab.ops.cpu.sums import BLOCK
 
 def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int], None]:
     """dx, dweight and dbias; dz if there is a residual and an activation."""
-    gradient, costly = ACTIVATIONS[activation][1:]
-    plain = activation == "none"
-    keeps = costly or (has_residual and not plain)
+    gradient, plain = ACTIVATIONS[activation].gradient, activation == "none"
+    keeps = plan.keeps_dz(activation, has_residual)
     of_x, of_real = at(element), at(COMPUTE[element])
     of_wide, of_words = at("float64"), at("int64")
     itemsize = ITEMSIZE[element]

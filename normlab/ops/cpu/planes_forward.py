@@ -32,7 +32,7 @@ from normlab.ops.cpu.pointers import (
     stream,
 )
 from normlab.ops.cpu.simd import fill, fma, rounded
-from normlab.ops.cpu.sums import finish, moments, moments_of_anything
+from normlab.ops.cpu.sums import finish, is_lost, moments, moments_of_anything
 
 
 def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int], None]:
@@ -117,7 +117,7 @@ def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int],
                         one += get(scratch, partial + 2 * k)
                         two += get(scratch, partial + 2 * k + 1)
                 mean, var = finish(one, two, count, origin, center)
-                if not (1e-30 < var < 1e30) and (not var < 1e30 or eps < 1e-20):
+                if is_lost(var, eps):
                     mean, var = moments_of_anything(x, base, samples, groups * run, run, center)
                 rstd = rounded(x, 1 / math.sqrt(var + eps))
                 if rank == 0 or not together:

@@ -34,7 +34,7 @@ from normlab.ops.cpu.pointers import (
     stream,
 )
 from normlab.ops.cpu.simd import fill, fma, rounded
-from normlab.ops.cpu.sums import finish, moments_of_anything
+from normlab.ops.cpu.sums import finish, is_lost, moments_of_anything
 
 
 def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int], None]:
@@ -227,7 +227,7 @@ def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int],
                         two += q + 2 * d * p + lines * d * d
                     count = lines * channels
                     mean, var = finish(one, two, count, start, center)
-                    if not (1e-30 < var < 1e30) and (not var < 1e30 or eps < 1e-20):
+                    if is_lost(var, eps):
                         mean, var = moments_of_anything(
                             x, base + g * channels, lines, all_channels, channels, center
                         )

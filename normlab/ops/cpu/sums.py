@@ -92,6 +92,12 @@ def _shifted(x, start, runs, stride, length, shift):
 
 
 @jit
+def is_lost(var, eps):
+    """Whether squares left the type's range, in a way that shows: too large, too small, or NaN."""
+    return not var < 1e30 or (var <= 1e-30 and eps < 1e-20)
+
+
+@jit
 def moments_of_anything(x, base, samples, stride, run, center):
     """Mean and variance of `samples` runs in float64: where squares leave the type's range."""
     count = samples * run
