@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -89,12 +90,12 @@ def check_rank(x: Tensor) -> None:
         )
 
 
-def check_count(x: Tensor, pattern: str) -> None:
+def check_count(shape: Sequence[int], pattern: str) -> None:
     """Raise where a variance would be taken of one value.
 
     Groups of one value are let through if there are several samples, as torch does.
     """
-    if patterns.geometry(pattern, x.shape).count != 1:
+    if patterns.geometry(pattern, shape).count != 1:
         return
     kept = patterns.parse(pattern).kept
     norm, per, instead = (
@@ -104,11 +105,11 @@ def check_count(x: Tensor, pattern: str) -> None:
         if kept == ("n", "c")
         else ("group", "group", "a larger input or fewer groups")
     )
-    if norm == "group" and x.shape[0] > 1:
+    if norm == "group" and shape[0] > 1:
         return
     raise ValueError(
-        f"Expected more than 1 value per channel when training, got input size {list(x.shape)}: "
-        f"{norm} norm got one value per {per} (shape {show(x.shape)}); its variance would be 0. "
+        f"Expected more than 1 value per channel when training, got input size {list(shape)}: "
+        f"{norm} norm got one value per {per} (shape {show(shape)}); its variance would be 0. "
         f"Use {instead}."
     )
 
@@ -123,8 +124,13 @@ def check_tensors(
         )
     if activation is not None and activation not in ops.ACTIVATIONS:
         raise ValueError(f"activation {activation!r} is none of {', '.join(ops.ACTIVATIONS)}")
+    channels = x.shape[1:2]
     for name, parameter in parameters.items():
-        if parameter is not None:
+        if parameter is not None and not (
+            parameter.dtype is x.dtype
+            and parameter.shape == channels
+            and parameter.device == x.device
+        ):
             _check_parameter(x, name, parameter)
     if residual is None:
         return
@@ -136,13 +142,7 @@ def check_tensors(
 
 
 def _check_parameter(x: Tensor, name: str, parameter: Tensor) -> None:
-    if (
-        parameter.dtype == x.dtype
-        and parameter.dim() == 1
-        and parameter.shape[0] == x.shape[1]
-        and parameter.device == x.device
-    ):
-        return
+    """Raise unless a parameter is one of x's channels, or of a type that goes with x."""
     if parameter.shape != x.shape[1:2]:
         raise RuntimeError(
             f"expected {name} with one value for each of the {x.shape[1]} channels of input "
@@ -198,3 +198,11 @@ def check_movable(running: Tensor | None) -> None:
             "running statistics cannot be updated under vmap, grad, jacrev, …, which allow no side "
             "effects; call layer.eval(), or make the layer with track_running_stats=False"
         )
+
+
+def refuse_script(layer: Any) -> NoReturn:
+    """What torch.jit.script calls of a layer first; its language lacks what ours are written in."""
+    raise RuntimeError(
+        f"TorchScript cannot read {type(layer).__name__} of normlab; "
+        "use torch.jit.trace or torch.export"
+    )

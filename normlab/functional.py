@@ -5,6 +5,7 @@ Signatures are torch's, followed by keyword-only `activation` (a name, see `ACTI
 no y for their backward pass, but rebuild it then. `normalize` takes any pattern.
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -192,15 +193,25 @@ def group_norm(
     True
     """
     check_rank(input)
-    check_groups(num_groups, input.shape[1])
-    if min(input.shape[1:]) == 0:
+    remembered = patterns.are_plain(input.shape)
+    pattern = (_groups_once if remembered else _groups)(input.shape, num_groups)
+    return _normalize(input, pattern, weight, bias, eps, activation, residual, recompute)[0]
+
+
+def _groups(shape: torch.Size, num_groups: int) -> str:
+    """The pattern of group norm, where it fits a shape."""
+    check_groups(num_groups, shape[1])
+    if min(shape[1:]) == 0:
         raise RuntimeError(
             "Expected HxW and the number of channels to be greater than 0, "
-            f"got input of shape {show(input.shape)}"
+            f"got input of shape {show(shape)}"
         )
     pattern = f"n (g={num_groups} c) ... -> n g"
-    check_count(input, pattern)
-    return _normalize(input, pattern, weight, bias, eps, activation, residual, recompute)[0]
+    check_count(shape, pattern)
+    return pattern
+
+
+_groups_once = functools.lru_cache(maxsize=1024, typed=True)(_groups)  # True is not 1
 
 
 def layer_norm(
@@ -295,7 +306,7 @@ def with_running(
             x, running_mean, running_var, weight, bias, eps, activation, residual, recompute
         )
     check_movable(running_mean)
-    check_count(x, pattern)
+    check_count(x.shape, pattern)
     y, statistics = _normalize(x, pattern, weight, bias, eps, activation, residual, recompute)
     if running_mean is not None and running_var is not None and x.numel():
         geometry = patterns.geometry(pattern, x.shape)

@@ -18,6 +18,7 @@ from normlab.checks import (
     check_eps,
     check_momentum,
     check_rank,
+    refuse_script,
 )
 from normlab.pattern import show
 from normlab.recompute import check_recompute
@@ -64,6 +65,8 @@ class Norm(nn.Module):
     running_mean: Tensor | None
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
+
+    __prepare_scriptable__ = refuse_script
 
     def __init_subclass__(cls, *, name: str, aliases: tuple[str, ...] = (), **rest: Any) -> None:
         super().__init_subclass__(**rest)
@@ -126,7 +129,7 @@ class Norm(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         self.check_input(x)
         if not self.track_running_stats:
-            check_count(x, self.pattern)
+            check_count(x.shape, self.pattern)
             return functional.normalize(
                 x, self.pattern, self.weight, self.bias,
                 eps=self.eps, activation=self.activation, residual=residual,

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from normlab import functional
-from normlab.checks import check_activation, check_eps, check_groups, check_momentum, check_rank
+from normlab.checks import (
+    check_activation,
+    check_eps,
+    check_groups,
+    check_momentum,
+    check_rank,
+    refuse_script,
+)
 from normlab.layer import count_batch, next_momentum
 from normlab.pattern import show
 from normlab.recompute import check_recompute
@@ -34,6 +41,7 @@ class _Activated:
 
     activation: str | None
     recompute: bool
+    __prepare_scriptable__ = refuse_script
 
     def __init__(
         self, *args: Any, activation: str | None = None, recompute: bool = False, **options: Any

@@ -224,7 +224,7 @@ class BatchInstanceNorm(Norm, name="batch_instance", aliases=("bin",)):
         check_tensors(
             x, residual, self.activation, gate=self.gate, weight=self.weight, bias=self.bias
         )
-        check_count(x, InstanceNorm.pattern)
+        check_count(x.shape, InstanceNorm.pattern)
         batch = functional.with_running(
             x, self.pattern, self.running_mean, self.running_var, eps=self.eps,
             training=self.training or not self.track_running_stats, momentum=next_momentum(self),

@@ -320,11 +320,6 @@ def python(*lines, **variables):
     return done.stdout.split()
 
 
-def test_importing_normlab_loads_no_compiler():
-    heavy = "{'numba', 'llvmlite'} & {*sys.modules}"
-    assert python("import sys, normlab, normlab.nn, normlab.norms", f"print({heavy})") == ["set()"]
-
-
 def test_second_process_runs_what_the_first_compiled_without_numba(cache):
     """Conversions of numbers, and a function of the C library, need nobody's help"""
     lines = (

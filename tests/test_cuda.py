@@ -114,7 +114,7 @@ def test_activations_are_right_far_out_and_at_their_kinks(kernels, activation, v
     assert_within(y, expected[0].expand_as(y), size=max(size, 1e-30))
     if value not in (-3.0, 0.0, 3.0):  # kinks, where torch and the definition may choose
         assert_within(found[2], 12 * slope.nan_to_num(), size=12)
-    assert all(t.isfinite().all() for t in found)
+    assert all(t.isfinite().all() for t in found[:3])
 
 
 @pytest.mark.parametrize("center", [True, False], ids=["centred", "root mean square"])

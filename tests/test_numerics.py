@@ -174,3 +174,12 @@ def test_activation_is_finite_far_out_and_at_its_kinks(activation, value):
     gradients = torch.autograd.grad(y, (x, bias), torch.ones_like(y))
     assert_within(y, reference.ACTIVATIONS[activation](torch.full_like(y, value).double()), size=1)
     assert all(g.isfinite().all() for g in gradients)
+
+
+def test_batched_gradients_equal_one_after_the_other():
+    x = sample(2, 6, 5).requires_grad_()
+    y = functional.group_norm(x, 3, activation="silu")
+    dys = sample(4, *y.shape, seed=1)
+    (batched,) = torch.autograd.grad(y, x, dys, is_grads_batched=True, retain_graph=True)
+    each = [torch.autograd.grad(y, x, dy, retain_graph=True)[0] for dy in dys]
+    assert_within(batched, torch.stack(each))

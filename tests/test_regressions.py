@@ -399,12 +399,3 @@ def test_element_computed_by_hand_is_that_of_the_layer():
 @pytest.mark.parametrize(("channels", "groups"), [(64, 4), (16, 1), (58, 2), (24, 2), (7, 1)])
 def test_default_groups_have_about_sixteen_channels(channels, groups):
     assert norms.norm("group", channels).num_groups == groups
-
-
-def test_batched_gradients_equal_one_after_the_other():
-    x = sample(2, 6, 5).requires_grad_()
-    y = functional.group_norm(x, 3, activation="silu")
-    dys = sample(4, *y.shape, seed=1)
-    (batched,) = torch.autograd.grad(y, x, dys, is_grads_batched=True, retain_graph=True)
-    each = [torch.autograd.grad(y, x, dy, retain_graph=True)[0] for dy in dys]
-    assert_within(batched, torch.stack(each))

@@ -61,7 +61,11 @@ class Kernels:
             args = [a.to(self.place) if isinstance(a, torch.Tensor) else a for a in args]
             with np.errstate(all="ignore"):  # the interpreter's: exp may overflow, inf - inf be NaN
                 found = getattr(self.module, name)(*args)
-            return found.cpu() if isinstance(found, torch.Tensor) else [t.cpu() for t in found]
+            return (
+                found.cpu()
+                if isinstance(found, torch.Tensor)
+                else [t if t is None else t.cpu() for t in found]
+            )
 
         return call
 
@@ -90,7 +94,6 @@ class Kernels:
             assert actual.dtype == torch.float32
             assert_within(actual, moment, ratio=ratio)
         for source, actual in zip(wide, found):
-            if source is not None and actual.numel():
+            if source is not None and actual is not None:
                 assert_within(actual, next(gradients), ratio=ratio)
-        has_dresidual = residual is not None and activation != "none"
-        assert found[3].shape == (x.shape if has_dresidual else (0,))
+        assert (found[3] is not None) == (residual is not None and activation != "none")

@@ -26,7 +26,7 @@ from torch import Tensor
 from normlab import pattern as patterns
 from normlab.ops import device, direct, eager
 from normlab.ops.eager import ACTIVATIONS, compute_dtype, statistics_dtype
-from normlab.ops.gradients import differentiate, fitting
+from normlab.ops.gradients import differentiate, fitting, of_normalize
 
 __all__ = ["ACTIVATIONS", "apply", "compute_dtype", "moments", "normalize", "rebuild", "track"]
 
@@ -124,18 +124,19 @@ def track(
     )
     code = device.code_for(running_mean.device.type) if ordinary else eager
     with torch.no_grad():
-        getattr(code, "track", eager.track)(
-            running_mean, running_var, statistics, momentum, unbiased
-        )
+        code.track(running_mean, running_var, statistics, momentum, unbiased)
 
 
 def _is_transformed() -> bool:
-    """Whether a function transform or forward mode is at work: the definition is called then.
+    """Whether a function transform, forward mode or ONNX export is at work.
 
-    torch derives vmap, jvp and their compositions of plain operations itself, and rightly, where a
-    rule written for each would have to be trusted.
+    The definition is called then: torch derives vmap, jvp and their compositions of plain
+    operations itself, and rightly, where a rule written for each would have to be trusted; and
+    plain operations are what ONNX has.
     """
-    return not torch.compiler.is_compiling() and (
+    if torch.compiler.is_compiling():
+        return torch.onnx.is_in_onnx_export()
+    return (
         torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
     )
 
@@ -195,17 +196,9 @@ def _save_normalize(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
 def _normalize_gradients(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if dy is None:
         return (None,) * 8
-    *tensors, statistics = ctx.saved_tensors
-    pattern, _, center, activation = ctx.how
-    if torch.is_grad_enabled():  # create_graph: what is returned must be differentiable itself
-        found = differentiate(lambda *t: eager.normalize(*t, *ctx.how)[:1], tensors, (dy,))
-    else:
-        found = torch.ops.normlab.normalize_backward(
-            dy, *tensors, statistics, pattern, center, activation
-        )
-    _, weight, bias, _ = tensors
-    wanted = fitting(found, dy, weight, bias, ctx.needs_input_grad[3], activation)
-    return *wanted, None, None, None, None
+    backward = torch.ops.normlab.normalize_backward
+    found = of_normalize(backward, dy, ctx.saved_tensors, ctx.how, ctx.needs_input_grad[3])
+    return *found, None, None, None, None
 
 
 def _save_apply(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

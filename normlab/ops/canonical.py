@@ -62,6 +62,14 @@ def canonical(pattern: str, shape: Sequence[int], channels_last: bool) -> Form |
     return _canonical(pattern, tuple(shape), channels_last)
 
 
+def nearest(pattern: str, shape: Sequence[int], channels_last: bool) -> tuple[Form | None, bool]:
+    """The form in this layout, else in the other, at the price of copies; and in which it is."""
+    form = canonical(pattern, shape, channels_last)
+    if form is not None:
+        return form, channels_last
+    return canonical(pattern, shape, not channels_last), not channels_last
+
+
 def _canonical(pattern: str, shape: tuple[int, ...], channels_last: bool) -> Form | None:
     geometry = patterns.geometry(pattern, shape)
     first, last = geometry.channels[0], geometry.channels[-1]

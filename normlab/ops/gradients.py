@@ -1,9 +1,13 @@
 """What backward passes share: gradients of a definition, and each in its input's type."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
+
+from normlab.ops import eager
 
 
 def differentiate(
@@ -31,6 +35,37 @@ def differentiate(
             else [None] * len(wanted)
         )
     return [next(found) if v is not None and v.requires_grad else None for v in views]
+
+
+def of_normalize(
+    backward: Callable[..., Sequence[Tensor | None]],
+    dy: Tensor,
+    saved: Sequence[Any],
+    how: Sequence[Any],
+    wants_dresidual: bool,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of `normalize` by x, weight, bias and residual as autograd takes them.
+
+    Args:
+        backward: `normalize_backward`, taken where nobody differentiates what it returns.
+        saved: x, weight, bias, residual and statistics.
+        how: pattern, eps, center and activation.
+    """
+    x, weight, bias, residual, statistics = saved
+    pattern, _, center, activation = how
+    # create_graph: what is returned must be differentiable itself
+    if torch.is_grad_enabled() or _is_batch(dy):
+        found: Sequence[Tensor | None] = differentiate(
+            lambda *t: eager.normalize(*t, *how)[:1], (x, weight, bias, residual), (dy,)
+        )
+    else:
+        found = backward(dy, x, weight, bias, residual, statistics, pattern, center, activation)
+    return fitting(found, dy, weight, bias, wants_dresidual, activation)
+
+
+def _is_batch(dy: Tensor) -> bool:
+    """Whether dy stands for several, as in is_grads_batched=True; such a tensor has no memory."""
+    return is_legacy_batchedtensor(dy) or is_functorch_wrapped_tensor(dy)
 
 
 def fitting(

@@ -21,8 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from normlab.ops import eager
-from normlab.ops.canonical import Form, canonical
+from normlab.ops import eager, layout
+from normlab.ops.canonical import Form, nearest
 from normlab.ops.cpu import memory, plan, team
 from normlab.ops.cpu import words as at
 from normlab.ops.cpu.jit import Entry, entry
@@ -87,7 +87,7 @@ def rebuild(
         return eager.rebuild(x, weight, bias, residual, statistics, pattern, activation)
     block = task.block[:]
     block[at.GIVEN] = True
-    return _forward(task, block, x, weight, bias, residual, statistics)
+    return _forward(task, block, x, weight, bias, residual, _given(task, statistics))
 
 
 def normalize_backward(
@@ -109,6 +109,7 @@ def normalize_backward(
         )
     block = task.block[:]
     block[at.CENTER] = center
+    statistics = _given(task, statistics)
     return _backward(task, block, dy, x, weight, bias, residual, statistics)
 
 
@@ -148,7 +149,8 @@ def apply_backward(
         )
     block = task.block[:]
     block[at.GIVEN] = True
-    return _backward(task, block, dy, x, weight, bias, residual, eager.given(x, mean, var, eps))
+    statistics = _given(task, eager.given(x, mean, var, eps))
+    return _backward(task, block, dy, x, weight, bias, residual, statistics)
 
 
 def track(
@@ -186,10 +188,11 @@ class Task(NamedTuple):
     direction: str
     form: Form
     channels_last: bool
+    strides: tuple[int, ...] | None  # of x, if its memory is dense as the kernel reads it
     statistics: tuple[int, ...]  # their shape
     compute_dtype: torch.dtype
     block: array.array  # words that are the same in every call
-    parallel: bool
+    scratch: int | None  # float64 numbers it needs; None if by the number of its threads
     keeps: bool  # dz stays between the passes of the backward pass
 
 
@@ -197,8 +200,8 @@ def _task(
     direction: str, x: Tensor, pattern: str, activation: str, residual: Tensor | None
 ) -> Task | None:
     """How x is normalized; None if by plain torch."""
-    last = not x.is_contiguous() and memory.is_channels_last(memory.formatted(x))
-    return _planned(direction, pattern, x.shape, x.dtype, last, activation, residual is not None)
+    has_residual = residual is not None
+    return _planned(direction, pattern, x.shape, x.stride(), x.dtype, activation, has_residual)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -206,17 +209,15 @@ def _planned(
     direction: str,
     pattern: str,
     shape: torch.Size,
+    strides: tuple[int, ...],
     dtype: torch.dtype,
-    channels_last: bool,
     activation: str,
     has_residual: bool,
 ) -> Task | None:
     if dtype not in ELEMENTS or 0 in shape:
         return None
-    form = canonical(pattern, shape, channels_last)
-    if form is None:  # the other memory format, at the price of copies
-        channels_last = not channels_last
-        form = canonical(pattern, shape, channels_last)
+    like = torch.empty_strided(shape, strides, device="meta")
+    form, channels_last = nearest(pattern, shape, layout.lies_channels_last(like))
     if form is None:
         warn_slow(f'as no kernel takes "{pattern}"')
         return None
@@ -240,9 +241,10 @@ def _planned(
         block[at.STREAM] = plan.is_streamed(family, form, dtype.itemsize)
     return Task(
         kernel, family, direction, form, channels_last,
+        strides if layout.is_dense(like, channels_last) else None,
         (3, *geometry(pattern, shape).statistics),
         torch.float64 if dtype == torch.float64 else torch.float32,
-        block, numel >= SMALL, keeps,
+        block, None if numel >= SMALL else plan.scratch(family, direction, form, 1), keeps,
     )  # fmt: skip
 
 
@@ -264,11 +266,11 @@ def _forward(
     residual: Tensor | None,
     statistics: Tensor,
 ) -> Tensor:
-    dense = memory.laid_out(x, task.channels_last)
+    dense = x if task.strides else layout.dense(x, task.channels_last)
     y = memory.empty_like(dense)
     block[at.Y] = y.data_ptr()
     _launch(task, block, dense, weight, bias, residual, statistics)
-    return y if dense is x else memory.in_format_of(x, y)
+    return y if dense is x else layout.as_of(x, y)
 
 
 def _backward(
@@ -281,7 +283,7 @@ def _backward(
     residual: Tensor | None,
     statistics: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    dense = memory.laid_out(x, task.channels_last)
+    dense = x if task.strides else layout.dense(x, task.channels_last)
     dx = memory.empty_like(dense)
     dresidual = memory.empty_like(dense) if residual is not None and task.keeps else None
     dy = _fitting(task, dense, dy, "dy")
@@ -292,8 +294,8 @@ def _backward(
     block[at.DWEIGHT], block[at.DBIAS] = dweight.data_ptr(), dbias.data_ptr()
     _launch(task, block, dense, weight, bias, residual, statistics)
     if dense is not x:
-        dx = memory.in_format_of(x, dx)
-        dresidual = None if dresidual is None else memory.in_format_of(x, dresidual)
+        dx = layout.as_of(x, dx)
+        dresidual = None if dresidual is None else layout.as_of(x, dresidual)
     return dx, dweight, dbias, dresidual
 
 
@@ -307,15 +309,6 @@ def _launch(
     statistics: Tensor,
 ) -> None:
     """Fill in what both directions need, and run."""
-    if (
-        statistics.shape != task.statistics
-        or statistics.dtype is not torch.float64
-        or not statistics.is_cpu
-    ):
-        raise RuntimeError(
-            f"expected statistics {show(task.statistics)} in float64 on cpu, "
-            f"got {show(statistics.shape)} in {statistics.dtype} on {statistics.device}"
-        )
     if task.family == "lines":  # where weight and bias are read with every value
         weight = torch.ones(x.shape[1]) if weight is None else weight
         bias = torch.zeros(x.shape[1]) if bias is None else bias
@@ -328,12 +321,16 @@ def _launch(
     if residual is not None:
         residual = _fitting(task, x, residual, "residual")
         block[at.RESIDUAL] = residual.data_ptr()
-    num_threads = team.num_threads() if task.parallel else 1
-    block[at.TOGETHER] = num_threads > 1 and plan.together(task.family, task.form, num_threads)
+    block[at.X], block[at.STATISTICS] = x.data_ptr(), statistics.data_ptr()
+    if task.scratch is not None:
+        scratch = memory.scratch(task.scratch)
+        block[at.SCRATCH] = scratch.data_ptr()
+        team.run(task.kernel, block, 1)
+        return
+    num_threads = team.num_threads()
+    block[at.TOGETHER] = plan.together(task.family, task.form, num_threads)
     scratch = memory.scratch(plan.scratch(task.family, task.direction, task.form, num_threads))
     block[at.SCRATCH] = scratch.data_ptr()
-    statistics = statistics.contiguous()
-    block[at.X], block[at.STATISTICS] = x.data_ptr(), statistics.data_ptr()
     team.run(task.kernel, block, num_threads)
 
 
@@ -345,6 +342,20 @@ def _bits(value: float) -> int:
 _INTEGER, _REAL = struct.Struct("q"), struct.Struct("d")
 
 
+def _given(task: Task, statistics: Tensor) -> Tensor:
+    """Statistics a caller brings, as kernels read them."""
+    if (
+        statistics.shape != task.statistics
+        or statistics.dtype is not torch.float64
+        or not statistics.is_cpu
+    ):
+        raise RuntimeError(
+            f"expected statistics {show(task.statistics)} in float64 on cpu, "
+            f"got {show(statistics.shape)} in {statistics.dtype} on {statistics.device}"
+        )
+    return statistics.contiguous()
+
+
 def _fitting(task: Task, x: Tensor, t: Tensor, name: str) -> Tensor:
     """A tensor that goes along with x, in its type and layout."""
     if t.shape != x.shape or not t.is_cpu:
@@ -352,7 +363,7 @@ def _fitting(task: Task, x: Tensor, t: Tensor, name: str) -> Tensor:
             f"expected {name} like x, {show(x.shape)} on cpu, got {show(t.shape)} on {t.device}"
         )
     t = t if t.dtype is x.dtype else t.to(x.dtype)
-    return memory.laid_out(t, task.channels_last)
+    return t if t.stride() == task.strides else layout.dense(t, task.channels_last)
 
 
 def _per_channel(task: Task, x: Tensor, t: Tensor, name: str) -> Tensor:

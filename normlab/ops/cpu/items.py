@@ -4,6 +4,7 @@ from normlab.ops.cpu import plan
 from normlab.ops.cpu.parallel import jit
 
 ITEM = plan.ITEM
+ALIGNED = 128  # elements; a longer row is written from where a line of the cache begins
 rows_per_item, items_per_sample = jit(plan.rows_per_item), jit(plan.items_per_sample)
 pieces_per_row, samples_per_item = jit(plan.pieces_per_row), jit(plan.samples_per_item)
 

@@ -1,4 +1,4 @@
-"""Memory of outputs, and how tensors lie in memory.
+"""Memory of outputs, and what a call needs besides.
 
 A large tensor comes from the system page by page, at a fault each, and torch gives it back after
 every step. Huge pages make that 512 times fewer faults; they are asked for on outputs of ours, on
@@ -53,30 +53,3 @@ _kept = _Kept()
 def scratch(size: int) -> Tensor:
     """So many float64 numbers, of any value, for one call."""
     return _kept.scratch if size <= SMALL else torch.empty(size, dtype=torch.float64)
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Whether memory is contiguous with axis 1 last."""
-    if x.dim() == 4:
-        return x.is_contiguous(memory_format=torch.channels_last)
-    if x.dim() == 5:
-        return x.is_contiguous(memory_format=torch.channels_last_3d)
-    return x.movedim(1, -1).is_contiguous()
-
-
-def formatted(x: Tensor) -> Tensor:
-    """x, or if it has gaps or overlaps a tensor without data that lies as a copy of it would."""
-    return x if is_channels_last(x) else torch.empty_like(x, device="meta")
-
-
-def laid_out(x: Tensor, channels_last: bool) -> Tensor:
-    """x in contiguous memory with axis 1 last or in its place; itself if it is."""
-    if not channels_last:
-        return x if x.is_contiguous() else x.contiguous()
-    return x if is_channels_last(x) else x.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-def in_format_of(x: Tensor, y: Tensor) -> Tensor:
-    """y with the strides torch.empty_like(x) has."""
-    wanted = torch.empty_like(x, device="meta").stride()
-    return y if y.stride() == wanted else torch.empty_like(x).copy_(y)

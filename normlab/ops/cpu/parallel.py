@@ -6,7 +6,9 @@ from normlab.ops.cpu.pointers import call, get
 from normlab.ops.cpu.words import BARRIER, NUM_THREADS, THREAD_NUM
 
 # division by 0 is inf, so that kernels cannot raise; Python never calls what they are made of
-jit = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+_OPTIONS = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+jit = njit(**_OPTIONS)
+inlined = njit(**_OPTIONS, inline="always")  # for what is called so often that calling costs
 
 
 @jit

@@ -33,7 +33,10 @@ def samples_per_item(samples: int, run: int) -> int:
 
 
 def items_per_sample(channels: int, positions: int) -> int:
-    """Items in the channels · positions elements that one sample gives to a statistic."""
+    """Items in the channels · positions elements that one sample gives to a statistic.
+
+    A kernel cannot call plain functions, so the two above stand here again.
+    """
     rows = 0 if positions > ITEM else min(channels, ITEM // positions)
     if rows:
         return (channels + rows - 1) // rows

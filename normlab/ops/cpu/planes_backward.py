@@ -4,21 +4,19 @@ from collections.abc import Callable
 
 from normlab.ops.cpu import plan, words
 from normlab.ops.cpu.activations import ACTIVATIONS
-from normlab.ops.cpu.items import ITEM, cut, item, items_per_unit
-from normlab.ops.cpu.parallel import jit, meet, share, who
+from normlab.ops.cpu.items import ALIGNED, ITEM, cut, item, items_per_unit
+from normlab.ops.cpu.pairs import FIRST, SECOND, take
+from normlab.ops.cpu.parallel import inlined, jit, meet, share, who
 from normlab.ops.cpu.pointers import (
     COMPUTE,
-    ITEMSIZE,
-    address_of,
     at,
     get,
     lanes_of,
-    load,
-    load_part,
     put,
-    store,
     store_part,
-    stream,
+    store_two,
+    stream_two,
+    to_line,
 )
 from normlab.ops.cpu.simd import fill, fma, keep, rounded, total
 from normlab.ops.cpu.sums import BLOCK
@@ -28,9 +26,9 @@ def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int],
     """dx, dweight and dbias; dz if there is a residual and an activation."""
     gradient, plain = ACTIVATIONS[activation].gradient, activation == "none"
     keeps = plan.keeps_dz(activation, has_residual)
+    rewritten = keeps and not has_residual  # dz lies where dx will
     of_x, of_real = at(element), at(COMPUTE[element])
     of_wide, of_words = at("float64"), at("int64")
-    itemsize = ITEMSIZE[element]
 
     @jit
     def past_activation(d, v, residual, i, n, a, b):
@@ -38,10 +36,10 @@ def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int],
             return d
         z = fma(v, a, b)
         if has_residual:
-            z = z + (load(residual, i) if n == 0 else load_part(residual, i, n))
+            z = z + take(residual, i, n)
         return gradient(d, z)
 
-    @jit
+    @inlined
     def sums(x, dy, residual, dz, start, runs, stride, length, shift, slope, scale, offset):
         """Sums of dz and of dz · (x - shift) · slope over runs of elements."""
         first, second = 0.0, 0.0
@@ -58,7 +56,7 @@ def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int],
             run += several
         return first, second
 
-    @jit
+    @inlined
     def block(x, dy, residual, dz, start, runs, stride, length, shift, slope, scale, offset):
         w = lanes_of(x)
         s, t, a, b = fill(x, shift), fill(x, slope), fill(x, scale), fill(x, offset)
@@ -70,19 +68,18 @@ def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int],
             while i < end:
                 stop = min(end, i + BLOCK)
                 while i + 2 * w <= stop:
-                    u, v = load(x, i) - s, load(x, i + w) - s
-                    d = past_activation(load(dy, i), u, residual, i, 0, a, b)
-                    e = past_activation(load(dy, i + w), v, residual, i + w, 0, a, b)
+                    u, v = take(x, i, FIRST) - s, take(x, i, SECOND) - s
+                    d = past_activation(take(dy, i, FIRST), u, residual, i, FIRST, a, b)
+                    e = past_activation(take(dy, i, SECOND), v, residual, i, SECOND, a, b)
                     if keeps:
-                        store(dz, i, d)
-                        store(dz, i + w, e)
+                        store_two(dz, i, d, e)
                     p, q = p + d, q + e
                     pp, qq = fma(d, u * t, pp), fma(e, v * t, qq)
                     i += 2 * w
                 while i < stop:
                     n = min(w, stop - i)
-                    u = load_part(x, i, n) - s
-                    d = keep(past_activation(load_part(dy, i, n), u, residual, i, n, a, b), n)
+                    u = take(x, i, n) - s
+                    d = keep(past_activation(take(dy, i, n), u, residual, i, n, a, b), n)
                     if keeps:
                         store_part(dz, i, d, n)
                     p = p + d
@@ -99,12 +96,8 @@ def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int],
 
     @jit
     def combined(x, dy, residual, dz, i, n, s, t, a, b, by_x, constant):
-        v = (load(x, i) if n == 0 else load_part(x, i, n)) - s
-        if keeps:
-            d = load(dz, i) if n == 0 else load_part(dz, i, n)
-        else:
-            d = load(dy, i) if n == 0 else load_part(dy, i, n)
-            d = past_activation(d, v, residual, i, n, a, b)
+        v = take(x, i, n) - s
+        d = take(dz, i, n) if keeps else past_activation(take(dy, i, n), v, residual, i, n, a, b)
         return fma(d, a, fma(v * t, by_x, constant))
 
     @jit
@@ -115,22 +108,45 @@ def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int],
         s, t, a, b = fill(x, shift), fill(x, slope), fill(x, scale), fill(x, offset)
         by_x, constant = fill(x, across), fill(x, level)
         i, end = start, start + count
-        head = min(count, (-address_of(dx, start) & (w * itemsize - 1)) // itemsize)
-        if head:
-            v = combined(x, dy, residual, dz, i, head, s, t, a, b, by_x, constant)
-            store_part(dx, i, v, head)
-            i += head
-        if streaming:
-            while i + w <= end:
-                stream(dx, i, combined(x, dy, residual, dz, i, 0, s, t, a, b, by_x, constant))
-                i += w
-        else:
-            while i + w <= end:
-                store(dx, i, combined(x, dy, residual, dz, i, 0, s, t, a, b, by_x, constant))
-                i += w
+        lines = start + min(count, to_line(dx, start))
+        if streaming or rewritten or count < 2 * w:
+            while i < lines:
+                n = min(w, lines - i)
+                store_part(
+                    dx, i, combined(x, dy, residual, dz, i, n, s, t, a, b, by_x, constant), n
+                )
+                i += n
+            while i + 2 * w <= end:
+                p = combined(x, dy, residual, dz, i, FIRST, s, t, a, b, by_x, constant)
+                q = combined(x, dy, residual, dz, i, SECOND, s, t, a, b, by_x, constant)
+                if streaming:
+                    stream_two(dx, i, p, q)
+                else:
+                    store_two(dx, i, p, q)
+                i += 2 * w
+            while i < end:
+                n = min(w, end - i)
+                store_part(
+                    dx, i, combined(x, dy, residual, dz, i, n, s, t, a, b, by_x, constant), n
+                )
+                i += n
+            return
+        # pairs of vectors only: the first and the last overlap their neighbours
+        if lines > i and count >= ALIGNED:
+            p = combined(x, dy, residual, dz, i, FIRST, s, t, a, b, by_x, constant)
+            q = combined(x, dy, residual, dz, i, SECOND, s, t, a, b, by_x, constant)
+            store_two(dx, i, p, q)
+            i = lines
+        while i + 2 * w <= end:
+            p = combined(x, dy, residual, dz, i, FIRST, s, t, a, b, by_x, constant)
+            q = combined(x, dy, residual, dz, i, SECOND, s, t, a, b, by_x, constant)
+            store_two(dx, i, p, q)
+            i += 2 * w
         if i < end:
-            v = combined(x, dy, residual, dz, i, end - i, s, t, a, b, by_x, constant)
-            store_part(dx, i, v, end - i)
+            i = end - 2 * w
+            p = combined(x, dy, residual, dz, i, FIRST, s, t, a, b, by_x, constant)
+            q = combined(x, dy, residual, dz, i, SECOND, s, t, a, b, by_x, constant)
+            store_two(dx, i, p, q)
 
     def backward(address):
         w = of_words(address)

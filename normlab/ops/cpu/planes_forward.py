@@ -15,21 +15,19 @@ from collections.abc import Callable
 
 from normlab.ops.cpu import words
 from normlab.ops.cpu.activations import ACTIVATIONS
-from normlab.ops.cpu.items import cut, item, items_per_unit
+from normlab.ops.cpu.items import ALIGNED, cut, item, items_per_unit
+from normlab.ops.cpu.pairs import FIRST, SECOND, take
 from normlab.ops.cpu.parallel import jit, meet, share, who
 from normlab.ops.cpu.pointers import (
     COMPUTE,
-    ITEMSIZE,
-    address_of,
     at,
     get,
     lanes_of,
-    load,
-    load_part,
     put,
-    store,
     store_part,
-    stream,
+    store_two,
+    stream_two,
+    to_line,
 )
 from normlab.ops.cpu.simd import fill, fma, rounded
 from normlab.ops.cpu.sums import finish, is_lost, moments, moments_of_anything
@@ -40,13 +38,12 @@ def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int],
     value = ACTIVATIONS[activation].value
     of_x, of_real = at(element), at(COMPUTE[element])
     of_wide, of_words = at("float64"), at("int64")
-    itemsize = ITEMSIZE[element]
 
     @jit
-    def result(v, residual, i, n, shift, a, b):
-        z = fma(v - shift, a, b)
+    def result(x, residual, i, n, shift, a, b):
+        z = fma(take(x, i, n) - shift, a, b)
         if has_residual:
-            z = z + (load(residual, i) if n == 0 else load_part(residual, i, n))
+            z = z + take(residual, i, n)
         return value(z)
 
     @jit
@@ -54,22 +51,34 @@ def kernel(element: str, activation: str, has_residual: bool) -> Callable[[int],
         w = lanes_of(x)
         s, a, b = fill(x, shift), fill(x, scale), fill(x, offset)
         i, end = start, start + count
-        head = min(count, (-address_of(y, start) & (w * itemsize - 1)) // itemsize)
-        if head:
-            v = result(load_part(x, i, head), residual, i, head, s, a, b)
-            store_part(y, i, v, head)
-            i += head
-        if streaming:
-            while i + w <= end:
-                stream(y, i, result(load(x, i), residual, i, 0, s, a, b))
-                i += w
-        else:
-            while i + w <= end:
-                store(y, i, result(load(x, i), residual, i, 0, s, a, b))
-                i += w
+        lines = start + min(count, to_line(y, start))
+        if streaming or count < 2 * w:
+            while i < lines:
+                n = min(w, lines - i)
+                store_part(y, i, result(x, residual, i, n, s, a, b), n)
+                i += n
+            while i + 2 * w <= end:
+                p = result(x, residual, i, FIRST, s, a, b)
+                stream_two(y, i, p, result(x, residual, i, SECOND, s, a, b))
+                i += 2 * w
+            while i < end:
+                n = min(w, end - i)
+                store_part(y, i, result(x, residual, i, n, s, a, b), n)
+                i += n
+            return
+        # pairs of vectors only: the first and the last overlap their neighbours
+        if lines > i and count >= ALIGNED:
+            p = result(x, residual, i, FIRST, s, a, b)
+            store_two(y, i, p, result(x, residual, i, SECOND, s, a, b))
+            i = lines
+        while i + 2 * w <= end:
+            p = result(x, residual, i, FIRST, s, a, b)
+            store_two(y, i, p, result(x, residual, i, SECOND, s, a, b))
+            i += 2 * w
         if i < end:
-            v = result(load_part(x, i, end - i), residual, i, end - i, s, a, b)
-            store_part(y, i, v, end - i)
+            i = end - 2 * w
+            p = result(x, residual, i, FIRST, s, a, b)
+            store_two(y, i, p, result(x, residual, i, SECOND, s, a, b))
 
     def forward(address):
         w = of_words(address)

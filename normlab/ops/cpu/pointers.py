@@ -5,6 +5,7 @@ What is stored as bfloat16 or float16 is float32 in a vector.
     pointer = at("bfloat16")(address)   an address as a pointer to elements
     v = load(pointer, i)                elements i … of it; load_part takes the first n, the rest 0
     store(pointer, i, v)                store_part writes the first n; stream passes the caches by
+    load_first, load_second, store_two  a pair of vectors, see `pairs`; stream_two as stream
     get, put                            one number, as float64 (int64 for "int64")
 
 Offsets are in elements and 64 bits wide. Nothing is checked: callers know their sizes.
@@ -35,6 +36,15 @@ ITEMSIZE = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2, "int64": 8}
 COMPUTE = {"float32": "float32", "float64": "float64", "bfloat16": "float32", "float16": "float32"}
 
 _I16 = ir.IntType(16)
+LINE = 64  # bytes of a line of the cache
+_WIDE = ir.VectorType(I32, 16)
+
+
+def _each(value: int) -> ir.Constant:
+    return ir.Constant(_WIDE, [value] * 16)
+
+
+_HALF, _UPPER = _each(16), _each(0xFFFF0000)  # bits of a bfloat16, and the second of two
 _MEMORY = {**REAL, "bfloat16": _I16, "float16": ir.HalfType(), "int64": I64}
 
 
@@ -103,6 +113,28 @@ def load_part(_, pointer, i, n):
     return pointer.vector(pointer, types.int64, types.int64), generate
 
 
+def _half(second: bool) -> Callable:
+    @intrinsic
+    def function(_, pointer, i):
+        def generate(c, b, s, arguments):
+            kind, i = pointer.element, arguments[1]
+            lanes = LANES[COMPUTE[kind]]
+            if kind != "bfloat16":
+                start = b.add(i, I64(lanes)) if second else i
+                where = _address(b, kind, arguments[0], start, lanes=lanes)
+                return _widened(b, kind, b.load(where, align=ITEMSIZE[kind]))
+            both = b.load(_address_of_pairs(b, *arguments), align=2)
+            bits = b.and_(both, _UPPER) if second else b.shl(both, _HALF)
+            return b.bitcast(bits, llvm_of("float32"))
+
+        return pointer.vector(pointer, types.int64), generate
+
+    return function
+
+
+load_first, load_second = _half(False), _half(True)  # of two vectors' elements, see `pairs`
+
+
 @intrinsic
 def load_wide(_, pointer, i):
     """Eight elements as float64."""
@@ -139,6 +171,49 @@ def stream(_, pointer, i, v):
         return c.get_dummy_value()
 
     return types.void(pointer, types.int64, v), generate
+
+
+def _both(streaming: bool) -> Callable:
+    @intrinsic
+    def function(_, pointer, i, first, second):
+        def generate(c, b, s, arguments):
+            kind, (start, i, *halves) = pointer.element, arguments
+            lanes = LANES[first.element]
+            if kind == "bfloat16":
+                even, odd = (_rounded_bits(b, half) for half in halves)
+                whole = b.or_(b.lshr(even, _HALF), b.and_(odd, _UPPER))
+                stores = [(whole, _address_of_pairs(b, start, i))]
+            else:
+                stores = [
+                    (_narrowed(b, kind, half),
+                     _address(b, kind, start, b.add(i, I64(k * lanes)), lanes=lanes))
+                    for k, half in enumerate(halves)
+                ]  # fmt: skip
+            for values, where in stores:
+                size = lanes * ITEMSIZE[kind] * len(halves) // len(stores)
+                stored = b.store(values, where, align=size if streaming else ITEMSIZE[kind])
+                if streaming:
+                    stored.set_metadata("nontemporal", b.module.add_metadata([I32(1)]))
+            return c.get_dummy_value()
+
+        return types.void(pointer, types.int64, first, second), generate
+
+    return function
+
+
+store_two, stream_two = _both(False), _both(True)
+
+
+@intrinsic
+def to_line(_, pointer, i):
+    """Elements from element i on to where a line of the cache begins."""
+
+    def generate(c, b, s, arguments):
+        size = ITEMSIZE[pointer.element]
+        address = b.add(arguments[0], b.mul(arguments[1], I64(size)))
+        return b.udiv(b.and_(b.neg(address), I64(LINE - 1)), I64(size))
+
+    return types.int64(pointer, types.int64), generate
 
 
 @intrinsic
@@ -241,10 +316,13 @@ def _widened(b: Any, kind: str, values: Any) -> Any:
     if kind == "float16":
         return b.fpext(values, llvm_of("float32"))
     if kind == "bfloat16":
-        wide = ir.VectorType(I32, 16)
-        bits = b.shl(b.zext(values, wide), ir.Constant(wide, [16] * 16))
+        bits = b.shl(b.zext(values, _WIDE), _HALF)
         return b.bitcast(bits, llvm_of("float32"))
     return values
+
+
+def _address_of_pairs(b: Any, pointer: Any, i: Any) -> Any:
+    return b.inttoptr(b.add(pointer, b.mul(i, I64(2))), _WIDE.as_pointer())
 
 
 def _narrowed(b: Any, kind: str, values: Any) -> Any:
@@ -253,10 +331,13 @@ def _narrowed(b: Any, kind: str, values: Any) -> Any:
         return b.fptrunc(values, ir.VectorType(ir.HalfType(), 16))
     if kind != "bfloat16":
         return values
-    wide = ir.VectorType(I32, 16)
-    constant = functools.partial(ir.Constant, wide)
-    bits = b.bitcast(values, wide)
-    odd = b.and_(b.lshr(bits, constant([16] * 16)), constant([1] * 16))
-    up = b.lshr(b.add(bits, b.add(odd, constant([0x7FFF] * 16))), constant([16] * 16))
-    nan = b.fcmp_unordered("uno", values, values)
-    return b.trunc(b.select(nan, constant([0x7FC0] * 16), up), ir.VectorType(_I16, 16))
+    bits = b.lshr(_rounded_bits(b, values), _HALF)
+    return b.trunc(bits, ir.VectorType(_I16, 16))
+
+
+def _rounded_bits(b: Any, values: Any) -> Any:
+    """Float32 whose upper halves are them as bfloat16."""
+    bits = b.bitcast(values, _WIDE)
+    odd = b.and_(b.lshr(bits, _HALF), _each(1))
+    up = b.add(bits, b.add(odd, _each(0x7FFF)))
+    return b.select(b.fcmp_unordered("uno", values, values), _each(0x7FC00000), up)

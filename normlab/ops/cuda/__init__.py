@@ -24,14 +24,23 @@ import triton
 from torch import Tensor
 
 from normlab import pattern as patterns
-from normlab.ops import eager
-from normlab.ops.canonical import canonical
+from normlab.ops import eager, layout
+from normlab.ops.canonical import nearest
 from normlab.ops.cuda import launch, memory, schedule
 from normlab.ops.cuda.schedule import View
 from normlab.ops.cuda.whole import whole_forward
 from normlab.ops.device import warn_slow
+from normlab.ops.eager import track
 
-__all__ = ["apply", "apply_backward", "moments", "normalize", "normalize_backward", "rebuild"]
+__all__ = [
+    "apply",
+    "apply_backward",
+    "moments",
+    "normalize",
+    "normalize_backward",
+    "rebuild",
+    "track",
+]
 
 INTERPRETED = not isinstance(whole_forward, triton.JITFunction)
 
@@ -98,7 +107,7 @@ def normalize(
             dense, *memory.parameters(weight, bias), memory.along(dense, residual), y,
             (mean, var, rstd), view, eps, center, activation,
         )  # fmt: skip
-    return memory.as_of(x, dense, y), statistics
+    return y if dense is x else layout.as_of(x, y), statistics
 
 
 @_kernels_first
@@ -154,7 +163,7 @@ def _applied(
             dense, memory.plain(mean), memory.plain(scale), *memory.parameters(weight, bias),
             memory.along(dense, residual), y, view, eps, activation,
         )  # fmt: skip
-    return memory.as_of(x, dense, y)
+    return y if dense is x else layout.as_of(x, y)
 
 
 @_kernels_first
@@ -168,7 +177,7 @@ def normalize_backward(
     pattern: str,
     center: bool,
     activation: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None] | None:
     """Gradients of `normalize` by x, weight, bias and residual, see `eager`."""
     mean, _, rstd = statistics
     return _gradients(
@@ -188,7 +197,7 @@ def apply_backward(
     pattern: str,
     eps: float,
     activation: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None] | None:
     """Gradients of `apply` by x, weight, bias and residual; the statistics are constants."""
     return _gradients(
         launch.apply_backward, dy, x, weight, bias, residual, mean, var, pattern, eps, activation
@@ -207,7 +216,7 @@ def _gradients(
     pattern: str,
     option: bool | float,
     activation: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None] | None:
     seen = _see(x, pattern, [dy, residual], [weight, bias], [mean, scale])
     if seen is None:
         return None
@@ -221,8 +230,10 @@ def _gradients(
             memory.along(dense, dy), dense, *memory.parameters(weight, bias), residual,
             memory.plain(mean), memory.plain(scale), (dx, dresidual), view, option, activation,
         )  # fmt: skip
-    dresidual = x.new_empty(0) if dresidual is None else memory.as_of(x, dense, dresidual)
-    return memory.as_of(x, dense, dx), dweight, dbias, dresidual
+    if dense is not x:
+        dx = layout.as_of(x, dx)
+        dresidual = None if dresidual is None else layout.as_of(x, dresidual)
+    return dx, dweight, dbias, dresidual
 
 
 def _see(
@@ -241,11 +252,7 @@ def _see(
     others = [t for t in (*like, *per_channel, *per_group) if t is not None]
     if any(t.device != x.device or not t.is_floating_point() for t in others):
         return None
-    last = memory.channels_last(x)
-    form = canonical(pattern, x.shape, last)
-    if form is None:  # the other memory format, at the price of copies
-        last = not last
-        form = canonical(pattern, x.shape, last)
+    form, last = nearest(pattern, x.shape, layout.lies_channels_last(x))
     if form is None:
         warn_slow(f'as no GPU kernel takes "{pattern}"')
         return None
@@ -257,7 +264,7 @@ def _see(
         and all(t is None or t.shape == x.shape[1:2] for t in per_channel)
         and all(t.numel() == view.num_groups for t in per_group)
     )
-    return (memory.dense(x, last), view) if fits else None
+    return (layout.dense(x, last), view) if fits else None
 
 
 def _empty(x: Tensor, pattern: str, number: int) -> Tensor:
