@@ -1,8 +1,11 @@
-"""Fast normalization layers for PyTorch, and a lab that shows which one to use.
+"""Fast normalization layers for PyTorch, surgery that swaps them, and a lab that compares them.
 
     normlab.norm("group", 64)               a layer by name
     normlab.nn.GroupNorm(4, 64)             torch.nn's names, drop-in
     normlab.functional.normalize(x, "n (g c) ... -> n g", g=4)
+    normlab.convert(model, "group")         other norms in a model, which keep what it computes
+    normlab.fuse(model, x)                  its norms and activations in one pass
+    normlab.calibrate, freeze, diagnose, weight_standardize; more in normlab.surgery
 
 Names are imported when they are first used, so that the command line answers without torch.
 """
@@ -11,11 +14,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from normlab import functional, nn, norms
+    from normlab import functional, nn, norms, surgery
     from normlab.lab.experiment import Experiment, Sweep
     from normlab.layer import Norm
     from normlab.norms import norm
     from normlab.pattern import PatternError
+    from normlab.surgery.calibrate import calibrate
+    from normlab.surgery.convert import convert
+    from normlab.surgery.diagnose import diagnose
+    from normlab.surgery.freeze import freeze, unfreeze
+    from normlab.surgery.fuse import fuse
+    from normlab.surgery.standardize import weight_standardize
+
 
 __version__ = "0.1.0"
 
@@ -24,10 +34,18 @@ __all__ = [
     "Norm",
     "PatternError",
     "Sweep",
+    "calibrate",
+    "convert",
+    "diagnose",
+    "freeze",
     "functional",
+    "fuse",
     "nn",
     "norm",
     "norms",
+    "surgery",
+    "unfreeze",
+    "weight_standardize",
 ]
 
 _HOMES = {
@@ -35,7 +53,14 @@ _HOMES = {
     "Norm": "normlab.layer",
     "PatternError": "normlab.pattern",
     "Sweep": "normlab.lab.experiment",
+    "calibrate": "normlab.surgery",
+    "convert": "normlab.surgery",
+    "diagnose": "normlab.surgery",
+    "freeze": "normlab.surgery",
+    "fuse": "normlab.surgery",
     "norm": "normlab.norms",
+    "unfreeze": "normlab.surgery",
+    "weight_standardize": "normlab.surgery",
 }
 
 

@@ -28,7 +28,7 @@ FLOORS = [
      "normlab.lab.environment", "normlab.lab.tensorboard", "normlab.lab.config"],
     ["normlab.lab.tasks", "normlab.lab.models", "normlab.lab.data"],
     ["normlab.lab.train", "normlab.lab.evaluate", "normlab.lab.probes", "normlab.lab.optimizer",
-     "normlab.lab.prediction"],
+     "normlab.lab.prediction", "normlab.lab.start"],
     ["normlab.lab.sweep", "normlab.lab.analysis"],
     ["normlab.lab.report"],
     ["normlab.lab.bench"],

@@ -45,13 +45,11 @@ def load_model(run: Run, which: str, device: torch.device) -> tuple[nn.Module, I
     folder = run.path / "checkpoints" / which
     tensors, state, path = checkpoint.load(folder)
     input = Input(**{k: _tuples(v) for k, v in state["input"].items()})
-    experiment = run.experiment
+    e = run.experiment
     model = models.build(
-        experiment.model,
-        len(input.classes),
-        norm=experiment.norm,
-        norm_batch_size=experiment.norm_batch_size,
-    )
+        e.model, len(input.classes), norm=e.norm, norm_batch_size=e.norm_batch_size,
+        strength=e.strength,
+    )  # fmt: skip
     weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
     load_weights(model, weights, str(path))
     return model.to(device).eval(), input

@@ -80,6 +80,14 @@ class Experiment:
     """Stop after this many epochs without a better validation error; None: never."""
     weights: str | None = None
     """File of weights to start from, .safetensors or a state_dict in .pt; None: random ones."""
+    source: str | None = None
+    """Folder of a run to start from: the norms of its network are converted to `norm`."""
+    keep: Literal["function", "affine", "fresh"] = "function"
+    """What converted norms keep of the source's: what they compute, weight and bias, or nothing."""
+    strength: float | None = None
+    """Shrink converted norms' statistics by so much, 0 to 1, to the source's; None: not at all."""
+    final_strength: float | None = None
+    """The same at the end of the training, which `strength` moves to. None: it stays."""
     seed: int = 0
     """Initial weights, order of images and augmentation."""
 
@@ -91,6 +99,7 @@ class Experiment:
             if field.name in _RANGES and value is not None:
                 _check_range(field.name, value)
         _check_batches(self)
+        _check_start(self)
 
     @property
     def id(self) -> str:
@@ -181,6 +190,8 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "num_train": (1, 2**40, False),
     "num_validation": (1, 2**40, False),
     "patience": (1, 100_000, False),
+    "strength": (0, 1, False),
+    "final_strength": (0, 1, False),
     "seed": (0, 2**63 - 1, False),
 }
 
@@ -209,6 +220,15 @@ def _check_batches(e: Experiment) -> None:
             "milestones must be rising fractions of the training between 0 and 1, "
             f"got {e.milestones}"
         )
+
+
+def _check_start(e: Experiment) -> None:
+    if e.source is not None and e.weights is not None:
+        raise ExperimentError("give source, a run to start from, or weights, not both")
+    if e.strength is not None and e.source is None:
+        raise ExperimentError("strength is for converted norms; give the source they come from")
+    if e.final_strength is not None and e.strength is None:
+        raise ExperimentError("final_strength is where strength moves to; give strength too")
 
 
 def _converted(name: str, value: Any, hint: Any) -> Any:

@@ -6,20 +6,19 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from normlab.lab import checkpoint, data, evaluate, models, optimizer, probes
+from normlab import surgery
+from normlab.lab import checkpoint, data, evaluate, optimizer, probes, start
 from normlab.lab.data.batches import Batch, batches, num_batches
 from normlab.lab.data.dataset import Dataset
 from normlab.lab.interrupt import Interrupt
 from normlab.lab.runs import Run
 from normlab.lab.tasks import classification
 from normlab.lab.tasks.classification import Input
-from normlab.lab.weights import load_weights
 
 CHECKPOINT_SECONDS = 600  # between checkpoints inside long epochs
 
@@ -120,17 +119,8 @@ class _Session:
         self.num_batches = num_batches(len(self.train_set), e.batch_size)
         self.input = Input.of(self.train_set)
         torch.manual_seed(e.seed)
-        self.model = models.build(
-            e.model,
-            len(self.train_set.classes),
-            norm=e.norm,
-            norm_batch_size=e.norm_batch_size,
-            zero_init=e.zero_init,
-        )
+        self.model = start.network(e, len(self.train_set.classes)).to(device)
         self.at = Position()
-        if e.weights is not None:
-            load_weights(self.model, checkpoint.read_weights(Path(e.weights)), e.weights)
-        self.model.to(device)
         self.optimizer = optimizer.build(e, self.model)
         if not self._resume():
             run.truncate(0)
@@ -172,6 +162,9 @@ class _Session:
         e, at = self.experiment, self.at
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(at.step)
+        strength = start.strength(e, at.step / (e.epochs * self.num_batches))
+        if strength is not None:
+            surgery.set_strength(self.model, strength)
         self.optimizer.zero_grad()
         for images, labels in zip(
             batch.images.chunk(e.accumulate), batch.labels.chunk(e.accumulate)
@@ -296,7 +289,15 @@ class _Session:
             bytes_saved=probes.bytes_saved(self.model, x, first.labels[:size].to(self.device)),
             num_train=len(self.train_set),
             num_validation=len(self.validation_set),
+            **self._scores_before(),
         )
+
+    def _scores_before(self) -> dict[str, float]:
+        """What a network that has learned already scores before this training."""
+        if self.experiment.source is None and self.experiment.weights is None:
+            return {}
+        loss, error = evaluate.measure(self.model, self.validation_set, self.input, self.device)
+        return {"validation_loss": loss, "validation_error": error}
 
     def _computed(self) -> dict[str, Any]:
         return {

@@ -1,102 +1,86 @@
-"""Replace the batch norms of a model by any other norm."""
+"""Swap the norms of any model by those of the catalogue, and keep what it knows."""
 
-from collections import Counter
-from dataclasses import dataclass
+import logging
+import warnings
 from typing import Any
 
 from torch import nn
 
-from normlab import norms
-from normlab.layer import Norm
+from normlab.surgery.optimizers import SurgeryWarning
+from normlab.surgery.plan import plan
+from normlab.surgery.selection import Which
 
-# exact types: a subclass may do more in its forward than normalize
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-
-class SurgeryError(ValueError):
-    """A model that cannot be converted as asked; it is unchanged."""
+_log = logging.getLogger(__name__)
+POOR = 1.0  # of the norm of the outputs; zeros would be as near
 
 
-@dataclass(frozen=True)
-class Replacement:
-    """One norm of a model and what takes its place.
+def convert(
+    model: nn.Module,
+    spec: str,
+    *,
+    where: Which | None = None,
+    keep: str = "function",
+    strength: float | None = None,
+    sample_input: Any = None,
+    optimizer: Any = None,
+    **options: Any,
+) -> nn.Module:
+    """Replace the norms of a model by the norm a spec describes, and return the model.
 
-    Args:
-        names: every path the layer is reached by; more than one if it is shared.
-    """
+    With keep="function", batch norms become norms over groups of channels whose weight and bias
+    make up for the groups' moments, known in closed form from the running statistics:
 
-    names: tuple[str, ...]
-    old: nn.Module
-    new: Norm
+    weight * sqrt(S² + eps) / sqrt(var + eps),   bias + weight * (M - mean) / sqrt(var + eps),
+    M = mean_c(mean),   S² = mean_c(var + (mean - M)²)
 
-
-def plan(model: nn.Module, spec: str, **options: Any) -> list[Replacement]:
-    """What `convert` would replace; changes nothing.
-
-    Raises:
-        SurgeryError: no batch norm, or layers that cannot be replaced, all of them listed.
-    """
-    found: dict[int, tuple[list[str], nn.Module]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if type(module) in _BATCH_NORMS:
-            found.setdefault(id(module), ([], module))[0].append(name)
-    if not found:
-        kinds = Counter(type(m).__name__ for m in model.modules() if not list(m.children()))
-        has = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(6))
-        raise SurgeryError(f"0 batch norms matched, so there is nothing to replace; it has {has}")
-    planned, problems = [], []
-    for names, old in found.values():
-        try:
-            planned.append(Replacement(tuple(names), old, _replacement(old, spec, options)))
-        except ValueError as error:
-            problems.append(f"  {names[0]}: {error}")
-    if problems:
-        raise SurgeryError(
-            f"{len(problems)} of {len(found)} norms cannot become {spec!r}:\n" + "\n".join(problems)
-        )
-    return planned
-
-
-def convert(model: nn.Module, spec: str, **options: Any) -> nn.Module:
-    """Replace every batch norm of a model by the norm a spec describes, and return the model.
-
-    Weights, biases, eps, type, device, mode and frozen parameters are kept; statistics start anew.
-    A layer reached by two names stays one layer. The model is changed in place, unless it is a norm
-    itself.
+    What was converted can be converted back: the layer returns as it was, bit for bit, and what was
+    trained in between is taken along by the inverse of these equations. The model is changed in
+    place, all norms or none, unless it is a norm itself. Names, sharing, hooks, modes, devices,
+    types, and which parameters are trained, stay.
 
     Args:
-        model: any module; its exact torch.nn.BatchNorm1d, 2d and 3d are replaced.
-        spec: see `normlab.norm`.
-        options: further arguments of the new layers.
+        model: any module of torch, torchvision, timm, …; see `surgery.rules` for the layers known.
+        spec: see `normlab.norm`. "batch" from another norm starts with running statistics of no
+            data, unless the layer was a batch norm before; `normlab.calibrate` fills them.
+        where: None is every norm whose statistics are not those wanted already; a glob
+            ("layer4.*"), a list of globs, a compiled regular expression, or a function of
+            (name, layer) chooses among all norms.
+        keep: "function"; or "affine": weight and bias themselves; or "fresh": nothing.
+        strength: 0 to 1: statistics are shrunk by so much towards those of the population; 1 is
+            the batch norm in evaluation; see `surgery.Shrunk`. None is the plain norm.
+        sample_input: run once before and once after, in evaluation, to compare outputs and to
+            refuse layers with one value per statistic. A tuple is the arguments, a dict the named
+            ones. Hooks see these runs.
+        optimizer: made before; trains the new parameters in place of the old, state included.
+        options: further arguments of the new layers, as eps.
 
     Raises:
-        SurgeryError: no batch norm, or layers that cannot be replaced; the model is unchanged.
+        SurgeryError: no norm matched, or some cannot be replaced; the model is unchanged.
+        LookupError: no norm is called like that.
+
+    Logs:
+        Norms without a rule and norms called as functions, which stay, as warnings; the report, as
+        information.
+
+    Warns:
+        SurgeryWarning: outputs are no nearer to those before than zeros are, running statistics are
+            of no data, tied parameters could not keep the function, the model was compiled, or the
+            optimizer holds parameters that are not in the model.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
-    >>> convert(model, "group:4")[1].num_groups
+    >>> convert(model, "group:4", keep="affine")[1].num_groups
     4
     """
-    for replacement in plan(model, spec, **options):
-        for name in replacement.names:
-            if not name:
-                return replacement.new
-            parent, _, last = name.rpartition(".")
-            setattr(model.get_submodule(parent), last, replacement.new)
-    return model
-
-
-def _replacement(old: Any, spec: str, options: dict[str, Any]) -> Norm:
-    if old._forward_hooks or old._forward_pre_hooks or old._backward_hooks:
-        raise SurgeryError("has hooks, which would be lost; remove them first")
-    like = old.weight if old.affine else old.running_mean
-    place = {} if like is None else {"device": like.device, "dtype": like.dtype}
-    new = norms.norm(
-        spec,
-        old.num_features,
-        **{"eps": old.eps, "momentum": old.momentum, "affine": old.affine, **place, **options},
+    planned = plan(
+        model, spec, where=where, keep=keep, strength=strength, sample_input=sample_input, **options
     )
-    for name in ("weight", "bias"):
-        kept = getattr(old, name)
-        if kept is not None and getattr(new, name) is not None:
-            setattr(new, name, kept)
-    return new.train(old.training)
+    report = planned.commit(sample_input, optimizer)
+    found = list(planned.warnings)
+    if report.agreement is not None and not report.agreement.relative <= POOR:
+        found.append(f"{report.agreement}; look at print(surgery.plan(…)) before going on")
+    for warning in found:
+        warnings.warn(warning, SurgeryWarning, stacklevel=2)
+    for line in planned.untouched():
+        _log.warning(line)
+    _log.info("%s", report)
+    return report.model

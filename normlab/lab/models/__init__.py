@@ -3,6 +3,8 @@
 Images enter every network as (N, 3, H, W), normalized; grey ones have three equal channels.
 """
 
+from typing import Any
+
 from torch import nn
 
 from normlab import surgery
@@ -20,6 +22,7 @@ def build(
     norm: str = "torch_bn",
     norm_batch_size: int | None = None,
     zero_init: bool = False,
+    strength: float | None = None,
 ) -> nn.Module:
     """The network at an address with another norm in every place of a batch norm.
 
@@ -28,6 +31,8 @@ def build(
         norm: see `normlab.norm`.
         norm_batch_size: samples that share statistics; None: the whole batch.
         zero_init: start the last norm of each residual block at weight 0.
+        strength: shrink statistics by so much towards those of a population; see
+            `normlab.convert`.
 
     Raises:
         LookupError: no such family, variant or norm.
@@ -37,11 +42,16 @@ def build(
     model = module.build(variant, num_classes)
     if zero_init:
         _zero_last_norms(model, address)
-    sliced = {} if norm_batch_size is None else {"norm_batch_size": norm_batch_size}
+    sliced: Any = {} if norm_batch_size is None else {"norm_batch_size": norm_batch_size}
+    how: Any = {"where": _is_batch_norm, "keep": "affine", "strength": strength}
     try:
-        return surgery.convert(model, norm, **sliced)
+        return surgery.convert(model, norm, **how, **sliced)
     except surgery.SurgeryError as error:
         raise ModelError(f"{address}: {error}") from None
+
+
+def _is_batch_norm(name: str, layer: nn.Module) -> bool:
+    return type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def _zero_last_norms(model: nn.Module, address: str) -> None:
