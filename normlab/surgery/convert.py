@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from normlab.surgery.layers import Where
 from normlab.surgery.optimizers import SurgeryWarning
 from normlab.surgery.plan import plan
-from normlab.surgery.selection import Which
 
 _log = logging.getLogger(__name__)
 POOR = 1.0  # of the norm of the outputs; zeros would be as near
@@ -18,7 +18,7 @@ def convert(
     model: nn.Module,
     spec: str,
     *,
-    where: Which | None = None,
+    where: Where | None = None,
     keep: str = "function",
     strength: float | None = None,
     sample_input: Any = None,

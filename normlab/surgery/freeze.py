@@ -7,9 +7,7 @@ pickled and compiled.
 """
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
@@ -17,10 +15,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from normlab.layer import Norm
 from normlab.surgery.batches import bare
-from normlab.surgery.layers import Site, SurgeryError, show_leaves, sites
+from normlab.surgery.layers import Site, SurgeryError, Where, matches, show_leaves, sites
 from normlab.surgery.population import check_tracked, is_tracked
-
-Where = str | Callable[[str, nn.Module], bool]
 
 _NORMS = (_NormBase, Norm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _WHAT = {"stats": ("stats",), "affine": ("affine",), "both": ("stats", "affine")}
@@ -55,7 +51,7 @@ def freeze(model: nn.Module, what: str = "stats", *, where: Where | None = None)
     Args:
         what: "stats" fixes the running statistics of norms that keep any; "affine" lets no
             parameter of any norm need a gradient; "both".
-        where: names as a glob ("layer1.*"), or a predicate of (name, layer); None is every norm.
+        where: names as a glob ("layer1.*"), or as in `normlab.convert`; None is every norm.
 
     Raises:
         SurgeryError: no norm to freeze; the model is unchanged.
@@ -117,15 +113,6 @@ def unfreeze(model: nn.Module, what: str = "both", *, where: Where | None = None
 def is_frozen(layer: nn.Module) -> bool:
     """Whether a norm's running statistics are fixed by `freeze`."""
     return isinstance(layer, _Frozen)
-
-
-def matches(site: Site, where: Where | None) -> bool:
-    """Whether `where` chooses a layer under any of its names."""
-    if where is None:
-        return True
-    if isinstance(where, str):
-        return any(fnmatchcase(name, where) for name in site.names)
-    return any(where(name, site.layer) for name in site.names)
 
 
 class _Frozen:

@@ -17,9 +17,8 @@ from normlab.layer import Norm
 from normlab.surgery.agreement import check_agreement
 from normlab.surgery.batches import bare
 from normlab.surgery.chain import Folded, Plan, is_ours
-from normlab.surgery.freeze import Where, matches
 from normlab.surgery.graph import blocks, twin_of
-from normlab.surgery.layers import SurgeryError, show_leaves, sites
+from normlab.surgery.layers import SurgeryError, Where, matches, show_leaves, sites
 from normlab.surgery.steps import activations_left, norm_of, rewrite, show, steps_after
 
 # exact types: a subclass may do more in its forward than normalize

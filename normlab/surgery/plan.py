@@ -13,12 +13,12 @@ from normlab.surgery.calls import functional_norms
 from normlab.surgery.commit import Report, commit, versions
 from normlab.surgery.freeze import is_frozen
 from normlab.surgery.known import known
-from normlab.surgery.layers import Site, SurgeryError
+from normlab.surgery.layers import Site, SurgeryError, Where
 from normlab.surgery.moments import channel_axes
 from normlab.surgery.refusals import check_model, plainly_held, problem
 from normlab.surgery.rules import NO_RULE, kind, read
 from normlab.surgery.sample import run_sample
-from normlab.surgery.selection import Left, Which, select
+from normlab.surgery.selection import Left, select
 from normlab.surgery.shrunk import Shrunk, check_strength
 from normlab.surgery.tables import table
 from normlab.surgery.targets import MEANINGS, Made, Wish, make
@@ -117,7 +117,7 @@ def plan(
     model: nn.Module,
     spec: str,
     *,
-    where: Which | None = None,
+    where: Where | None = None,
     keep: str = "function",
     strength: float | None = None,
     sample_input: Any = None,

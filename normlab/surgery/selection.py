@@ -1,19 +1,14 @@
 """Which norms of a model a conversion is about, and which stay, and why."""
 
-import re
 from dataclasses import dataclass
 
 from torch import nn
 
 from normlab import norms
-from normlab.surgery.freeze import Where, matches
-from normlab.surgery.layers import Site, SurgeryError, show_leaves, sites
+from normlab.surgery.layers import Site, SurgeryError, Where, matches, show_leaves, sites
 from normlab.surgery.refusals import lazy_or_quantized
 from normlab.surgery.rules import is_one_pattern, kind, read, reason_to_leave, same_statistics
 from normlab.surgery.targets import Wish
-
-# str: a glob over names; re.Pattern: searched in them; list: any of these; or of (name, layer)
-Which = Where | re.Pattern[str] | list[str] | tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -26,7 +21,7 @@ class Left:
 
 
 def select(
-    model: nn.Module, wish: Wish, where: Which | None, calls: list[str]
+    model: nn.Module, wish: Wish, where: Where | None, calls: list[str]
 ) -> tuple[list[Left], list[Site]]:
     """Norms that stay, and norms to be replaced.
 
@@ -34,7 +29,7 @@ def select(
         SurgeryError: there is no norm, `where` chooses none, or none has a rule.
     """
     found = _norms(model)
-    chosen = [site for site in found if _chooses(where, site)]
+    chosen = [site for site in found if matches(site, where)]
     if not chosen:
         shown = where if isinstance(where, str) else getattr(where, "pattern", None)
         there = f" where={shown!r} of {len(found)}" if shown is not None and found else ""
@@ -58,21 +53,8 @@ def _norms(model: nn.Module) -> list[Site]:
     return units
 
 
-def _chooses(where: Which | None, site: Site) -> bool:
-    if isinstance(where, re.Pattern):
-        return any(where.search(name) for name in site.names)
-    if isinstance(where, list | tuple):
-        return any(matches(site, one) for one in where)
-    if where is not None and not isinstance(where, str) and not callable(where):
-        raise SurgeryError(
-            "where is a glob over names, a compiled regular expression, a list of globs or a "
-            f"function of (name, layer); got a {type(where).__name__}"
-        )
-    return matches(site, where)
-
-
 def _sorted_out(
-    chosen: list[Site], wish: Wish, where: Which | None
+    chosen: list[Site], wish: Wish, where: Where | None
 ) -> tuple[list[Left], list[Site]]:
     """Norms without a rule and those that are as wanted, and the rest."""
     left, wanted = [], []

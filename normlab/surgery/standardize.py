@@ -11,8 +11,7 @@ from normlab import functional
 from normlab import pattern as patterns
 from normlab.checks import check_eps
 from normlab.surgery.batches import bare
-from normlab.surgery.freeze import Where, matches
-from normlab.surgery.layers import Site, SurgeryError, show_leaves, sites
+from normlab.surgery.layers import Site, SurgeryError, Where, matches, show_leaves, sites
 
 # classes that standardize in their own forward, with conventions of their own
 _ALREADY = ("timm.layers.std_conv.", "timm.models.layers.std_conv.")
