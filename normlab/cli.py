@@ -16,7 +16,7 @@ try:
 except ImportError:
     sys.exit('the command line needs tyro and rich: pip install "normlab[lab]"')
 
-from normlab import flags, launch, measure
+from normlab import flags, launch, measure, operate
 from normlab.lab.address import AddressError
 from normlab.lab.experiment import Experiment, ExperimentError, Sweep
 from normlab.launch import UsageError
@@ -89,7 +89,10 @@ def _commands(given: dict[str, Any], one: bool) -> dict[str, Callable[..., int]]
         """
         return launch.train_one(experiment, out, resume, device)
 
-    commands = (compare, train, evaluate, predict, sweep, report, bench, data, norms, doctor)
+    commands = (
+        compare, train, evaluate, predict, sweep, report, convert, diagnose, bench, data, norms,
+        doctor,
+    )  # fmt: skip
     return {c.__name__: c for c in commands}
 
 
@@ -205,6 +208,49 @@ def bench(
         out: CSV that rows are added to, with all they depend on.
     """
     return measure.run(request, out)
+
+
+def convert(
+    weights: Annotated[Path, tyro.conf.Positional],
+    to: str,
+    out: Path,
+    model: str | None = None,
+    keep: Literal["function", "affine", "fresh"] = "function",
+    strength: float | None = None,
+) -> int:
+    """Put other norms into a trained network that compute as nearly the same as they can.
+
+    Args:
+        weights: A run's folder, .safetensors, or .pt with a state_dict.
+        to: Norm: group, group:8, layer, …; `normlab norms` lists them.
+        out: File to write, .safetensors.
+        model: Network the weights are of, as torchvision:resnet50; a run knows its own.
+        keep: What the norms compute, their weight and bias, or nothing.
+        strength: Shrink statistics by so much, 0 to 1, to those of the training data.
+    """
+    return operate.convert(weights, model, to, out, keep, strength)
+
+
+def diagnose(
+    weights: Annotated[Path, tyro.conf.Positional],
+    model: str | None = None,
+    data: str | None = None,
+    split: Literal["train", "validation", "test"] = "train",
+    images: int = 1024,
+    batch_size: int = 32,
+    device: Device = None,
+) -> int:
+    """Say what the norms of a trained network suffer from, and what helps.
+
+    Args:
+        weights: A run's folder, .safetensors, or .pt with a state_dict.
+        model: Network the weights are of, as torchvision:resnet50; a run knows its own.
+        data: Images to judge on, as folder:DIR; None: those of the run.
+        split: Which of them.
+        images: At most so many of them, at random.
+        batch_size: Images that are normalized together.
+    """
+    return operate.diagnose(weights, model, data, split, images, batch_size, device)
 
 
 def data(

@@ -33,7 +33,7 @@ FLOORS = [
     ["normlab.lab.report"],
     ["normlab.lab.bench"],
     ["normlab.flags", "normlab.launch"],
-    ["normlab.measure"],
+    ["normlab.measure", "normlab.operate"],
     ["normlab.cli"],
 ]  # fmt: skip
 

@@ -15,6 +15,7 @@ from normlab.lab import bench
 from normlab.lab.bench import network, tables
 from normlab.lab.bench.results import COLUMNS, Row
 from normlab.layer import Norm
+from normlab.surgery.chain import Folded
 from tests.oracle import assert_within
 
 TINY = (2, 8, 6, 6)
@@ -185,6 +186,16 @@ def test_networks_differ_in_their_norms_only():
         assert inside == (names if candidate == "normlab" else [])
 
 
+def test_fused_network_is_ours_with_blocks_rewritten():
+    built = network.build(network.Network(norms=("group:4",), **TINY_NETWORK))
+    built = network.with_fused(built, torch.randn(2, 3, 12, 12))
+    assert list(built)[-2:] == [("normlab", "group:4"), ("normlab fused", "group:4")]
+    plain, fused = (
+        any(isinstance(m, Folded) for m in built[k].modules()) for k in list(built)[-2:]
+    )
+    assert (plain, fused) == (False, True)
+
+
 @pytest.mark.parametrize("norm", ["group:4", "layer", "instance"])
 def test_torchs_layer_computes_what_ours_does(norm):
     built = network.build(network.Network(norms=(norm,), **TINY_NETWORK))
@@ -243,9 +254,10 @@ def test_command_measures_a_network(capsys):
     assert "a step with our group norm takes" in capsys.readouterr().out
     with open("b.csv", newline="") as opened:
         read = list(csv.DictReader(opened))
-    assert [r["candidate"] for r in read] == ["as written", "torch", "normlab"]
+    assert [r["candidate"] for r in read] == ["as written", "torch", "normlab", "normlab fused"]
     assert read[0]["ratio_to_written"] == read[1]["ratio_to_torch"] == "1"
-    assert all(float(r["norms_milliseconds"]) > 0 and int(r["bytes_saved"]) > 0 for r in read)
+    assert all(int(r["bytes_saved"]) > 0 for r in read)
+    assert [r["norms_milliseconds"] != "" for r in read] == [True, True, True, False]
 
 
 @pytest.mark.usefixtures("_in_a_folder_of_its_own")

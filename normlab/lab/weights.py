@@ -95,9 +95,8 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     shapes = [n for n in both if tensors[n].shape != wanted[n].shape]
     kinds = [n for n in both if _kind(tensors[n]) != _kind(wanted[n])]
     if not (missing or unexpected or shapes or kinds):
-        with torch.no_grad():
-            for name in both:
-                wanted[name].copy_(tensors[name])
+        # not copied by hand, as layers may keep state that is no tensor of theirs
+        model.load_state_dict({name: tensors[name] for name in both}, strict=False)
         return
     misfits = {
         "missing in the file": _listed(missing),

@@ -123,8 +123,7 @@ def track(
         and direct.is_ordinary(running_mean, running_var)
     )
     code = device.code_for(running_mean.device.type) if ordinary else eager
-    with torch.no_grad():
-        code.track(running_mean, running_var, statistics, momentum, unbiased)
+    code.track(running_mean, running_var, statistics, momentum, unbiased)
 
 
 def _is_transformed() -> bool:

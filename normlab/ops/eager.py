@@ -141,8 +141,12 @@ def track(
     unbiased: float,
 ) -> None:
     """running ← (1 - momentum) · running + momentum · new, the variance times `unbiased`."""
-    for running, new in ((running_mean, statistics[0]), (running_var, statistics[1] * unbiased)):
-        running.mul_(1 - momentum).add_(new * momentum)
+    with torch.no_grad():
+        for running, new in (
+            (running_mean, statistics[0]),
+            (running_var, statistics[1] * unbiased),
+        ):
+            running.mul_(1 - momentum).add_(new * momentum)
 
 
 def normalize_backward(

@@ -229,7 +229,3 @@ def _unreached(name: str, problems: dict[str, str]) -> str:
 
 def _within(name: str, block: str) -> bool:
     return not block or name == block or name.startswith(block + ".")
-
-
-def _has(model: nn.Module) -> str:
-    return show_leaves(model)

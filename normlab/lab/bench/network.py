@@ -1,10 +1,12 @@
 """What norms cost in a network: its training step, and its norm layers alone.
 
 The network as written, with torch's batch norm, is what all are compared with. A step is forward
-pass, loss and backward pass, without optimizer; the layers alone are replayed one after the other
+pass, loss and backward pass, without optimizer; ours is taken as it is and with activations and
+additions fused into the norms. The layers alone are replayed one after the other
 on tensors of the sizes they see, forward and backward each.
 """
 
+import copy
 import functools
 import statistics
 from collections.abc import Callable
@@ -23,11 +25,12 @@ from normlab.lab.bench.case import FORMATS, check_names, check_norm
 from normlab.lab.bench.results import BenchError, Row, ratios, setting
 from normlab.lab.bench.timing import Call, Progress, Timer, alternate
 from normlab.layer import Norm
+from normlab.surgery import fuse
 
 Key = tuple[str, str]  # candidate and norm
 Seen = tuple[str, Tensor, Tensor]  # name of a layer, x, dy
 
-AS_WRITTEN = "as written"
+AS_WRITTEN, FUSED = "as written", "normlab fused"
 _NUM_CLASSES = 10
 
 # torch's own layer in place of one of ours; batch norm's is that of the network as written
@@ -95,19 +98,23 @@ def measure_network(
     """
     built = build(network)
     x, labels = _images(network)
+    for (_, norm), model in built.items():
+        try:
+            _step(model, x, labels, network.backward)
+        except ValueError as error:  # such as one value per statistic
+            raise BenchError(f"{network.model} with {norm}: {error}") from None
+    built = with_fused(built, x)
     steps: dict[Key, Call] = {
         key: functools.partial(_step, model, x, labels, network.backward)
         for key, model in built.items()
     }
-    for (_, norm), step in steps.items():
-        try:
-            step()
-        except ValueError as error:  # such as one value per statistic
-            raise BenchError(f"{network.model} with {norm}: {error}") from None
+    for step in steps.values():
+        step()
     seen = inputs_of_norms(built[AS_WRITTEN, "batch"], names_of_norms(built), x)
     alone: dict[Key, Call] = {
         key: functools.partial(_replay, model, seen, network.backward)
         for key, model in built.items()
+        if key[0] != FUSED  # its layers alone are those of normlab
     }
     timer = timer or Timer.of(network.device)
     seconds = alternate(steps, rounds, timer=timer, progress=_part(progress, 0, 2))
@@ -126,6 +133,9 @@ def measure_network(
     found = []
     for (candidate, norm), taken in seconds.items():
         figures: dict[str, Any] = {}
+        if (candidate, norm) in seconds_alone:
+            taken_alone = seconds_alone[candidate, norm]
+            figures["norms_milliseconds"] = 1000 * statistics.median(taken_alone)
         base = seconds.get(_torchs(norm))
         if base is not None:
             figures.update(zip(("ratio_low", "ratio_to_torch", "ratio_high"), ratios(taken, base)))
@@ -139,7 +149,6 @@ def measure_network(
                 norm=norm,
                 milliseconds=1000 * statistics.median(taken),
                 ratio_to_written=ratios(taken, written)[1],
-                norms_milliseconds=1000 * statistics.median(seconds_alone[candidate, norm]),
                 **figures,
                 **shared,
             )
@@ -169,6 +178,17 @@ def build(network: Network) -> dict[Key, nn.Module]:
         "memory_format": FORMATS[network.memory_format][4],
     }
     return {key: model.to(**place).train() for key, model in found.items()}
+
+
+def with_fused(built: dict[Key, nn.Module], x: Tensor) -> dict[Key, nn.Module]:
+    """The same networks, each of ours followed by one with its norms fused."""
+    few = x[:2, :, :64, :64].clone()  # to see what can be fused, and check it, these will do
+    found = {}
+    for (candidate, norm), model in built.items():
+        found[candidate, norm] = model
+        if candidate == "normlab":
+            found[FUSED, norm] = fuse(copy.deepcopy(model), few)
+    return found
 
 
 def inputs_of_norms(model: nn.Module, names: list[str], x: Tensor) -> list[Seen]:

@@ -26,7 +26,8 @@ class Row:
 
     Args:
         model: address of the network; empty for a norm alone.
-        candidate: copy, normlab, torch, torch.compile; for a network also "as written".
+        candidate: copy, normlab, torch, torch.compile; for a network also "as written"
+            and "normlab fused".
         passes: forward, or forward+backward.
         copies: time in copies of the tensor, the median of ratios within a round.
         gb_per_second: what had to be moved, by `ACCESSES` of the tensor, per median second.

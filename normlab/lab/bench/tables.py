@@ -48,7 +48,7 @@ def sentences(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         if row.note:
             said.append(f"{row.candidate} is left out: {row.note}.")
-        if row.candidate == "normlab":
+        if row.candidate.startswith("normlab"):
             said += _against_torch(row)
             said += _against_compiled(row, rows)
     if rows[0].num_disturbed:
@@ -97,7 +97,8 @@ def _of_network(rows: Sequence[Row]) -> Table:
 def _against_torch(row: Row) -> list[str]:
     if row.ratio_to_torch is None or row.ratio_low is None or row.ratio_high is None:
         return [f"torch has no {row.norm} norm to compare with."]
-    what = f"a step with our {row.norm} norm" if row.model else f"our {row.norm} norm"
+    ours = row.candidate.replace("normlab", "our")
+    what = f"a step with {ours} {row.norm} norm" if row.model else f"{ours} {row.norm} norm"
     whose = "the step with torch's" if row.model else "torch's"
     ratio = f"{row.ratio_to_torch:.2f} times as long as {whose}"
     quartiles = f"quartiles {row.ratio_low:.2f} and {row.ratio_high:.2f}"
