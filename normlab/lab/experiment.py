@@ -103,8 +103,9 @@ class Experiment:
 
     @property
     def id(self) -> str:
-        """Ten hexadecimal digits that change with any field."""
-        fields = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        """Ten hexadecimal digits that change with any field; those that are None say nothing."""
+        said = {key: v for key, v in dataclasses.asdict(self).items() if v is not None}
+        fields = json.dumps(said, sort_keys=True)  # so a new field leaves the ids of old runs
         return hashlib.sha256(fields.encode()).hexdigest()[:10]
 
     @property
