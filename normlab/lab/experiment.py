@@ -4,6 +4,7 @@ Imports neither torch nor data: the command line builds its flags from these fie
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -101,7 +102,7 @@ class Experiment:
         _check_batches(self)
         _check_start(self)
 
-    @property
+    @functools.cached_property  # sweeps ask for it hundreds of times a second
     def id(self) -> str:
         """Ten hexadecimal digits that change with any field; those that are None say nothing."""
         said = {key: v for key, v in dataclasses.asdict(self).items() if v is not None}
