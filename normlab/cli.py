@@ -7,6 +7,7 @@ torch before a command runs, so `--help` and mistakes are answered at once.
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -174,14 +175,29 @@ def sweep(
     return launch.run_sweep(launch.sweep_in(file), out or Path("runs") / file.stem, jobs, device)
 
 
-def report(runs: Runs = (Path("runs"),), out: Path | None = None, title: str = "") -> int:
+def report(
+    runs: Runs = (Path("runs"),),
+    out: Path | None = None,
+    title: str = "",
+    format: Literal["html", "md", "csv", "json", "png", "svg", "pdf"] = "html",
+    watch: bool = False,
+) -> int:
     """Write the report of runs that are there, finished or not.
 
     Args:
         runs: Folders of runs, or folders of such folders.
-        out: HTML file to write; None: report.html in the first folder.
+        out: File to write; None: report.html in the first folder, other text is printed. A folder
+            for figures and for a CSV file of each table.
         title: Headline of the page.
+        format: html: the page; md, csv, json: the numbers; png, svg, pdf: figures for papers.
+        watch: Show it in a browser on this machine and keep it up to date, until Ctrl-C.
     """
+    if watch and format != "html":
+        raise UsageError(f"--watch shows the page, not {format}; leave out one of them")
+    if watch:
+        from normlab.lab.report import serve
+
+        return serve.watch(runs, title=title or "Runs", out=out, say=partial(print, flush=True))
     from normlab.lab.runs import Run, find
 
     found, damaged = [], []
@@ -192,6 +208,14 @@ def report(runs: Runs = (Path("runs"),), out: Path | None = None, title: str = "
         inside, broken = find(path)
         found += inside
         damaged += broken
+    if format != "html":
+        from normlab.lab.analysis import analyse
+        from normlab.lab.report import formats
+
+        made = formats.export(analyse(found, damaged), format, title=title, out=out, folder=runs[0])
+        for file in made:
+            Console().print(str(file), markup=False, soft_wrap=True)
+        return 0
     launch.write_report(
         found, damaged, Sweep(title=title or "Runs", experiments=()), out or runs[0]
     )

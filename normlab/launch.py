@@ -138,17 +138,18 @@ def _check_networks(experiments: Iterable[Experiment]) -> None:
     """Build every network without memory: what does not fit is said before anything runs."""
     import torch
 
-    from normlab.lab import models
+    from normlab.lab import models, probes
     from normlab.lab.address import resolve
 
     seen = set()
     for e in experiments:
-        key = (e.data, e.model, e.norm, e.norm_batch_size, e.zero_init)
+        key = (e.data, e.model, e.norm, e.norm_batch_size, e.zero_init, e.probe)
         if key in seen:
             continue
         seen.add(key)
         resolve("data", e.data)
         with torch.device("meta"):
-            models.build(
+            model = models.build(
                 e.model, 10, norm=e.norm, norm_batch_size=e.norm_batch_size, zero_init=e.zero_init
             )
+        probes.Recorder(model, e.probe)

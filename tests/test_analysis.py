@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from normlab.lab.analysis import analyse, quantile, read, welch
+from normlab.lab.analysis import analyse, quantile, read, telling, welch
+from normlab.lab.differences import half_width, paired
 from normlab.lab.experiment import Experiment
-from normlab.lab.report import sentences
+from normlab.lab.report import divisions, sentences, tables
 
 
 @dataclass
@@ -29,6 +30,7 @@ class FakeRun:
             {
                 "event": "epoch",
                 "epoch": i,
+                "step": 125 * i,
                 "samples": 4000 * i,
                 "train_error": self.train_error,
                 "validation_error": error,
@@ -263,3 +265,133 @@ def test_batch_size_where_batch_norm_always_diverged_is_named() -> None:
 )
 def test_headline_is_computed(runs: list[FakeRun], expected: str) -> None:
     assert expected in sentences.headline(analyse(runs))[0]
+
+
+def test_paired_interval_of_hand_computed_samples() -> None:
+    # Differences 1, 2, 3: mean 2, standard deviation 1, n = 3, so t(2) = 4.303.
+    difference = paired({0: 11.0, 1: 22.0, 2: 33.0, 7: 0.0}, {0: 10.0, 1: 20.0, 2: 30.0, 8: 0.0})
+    assert difference is not None
+    assert difference.value == 2
+    assert difference.half == pytest.approx(4.303 / math.sqrt(3))
+    assert difference.effect == pytest.approx(2)
+    assert difference.num_seeds == (3, 3)
+
+
+def test_paired_equals_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    a, b = [25.1, 18.0, 36.2, 22.9], [20.2, 17.7, 30.9, 23.1]
+    exact = stats.ttest_rel(a, b).confidence_interval(0.95)
+    ours = paired(dict(enumerate(a)), dict(enumerate(b)))
+    assert ours is not None
+    assert ours.half == pytest.approx((exact.high - exact.low) / 2, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "half"),
+    [
+        pytest.param({0: 1.0}, {1: 2.0}, "none", id="no common seed"),
+        pytest.param({0: 1.0}, {0: 2.0}, None, id="one common seed"),
+        pytest.param({0: 1.0, 1: 2.0}, {0: 2.0, 1: 3.0}, None, id="no spread"),
+    ],
+)
+def test_paired_has_no_interval_without_spread(a: dict, b: dict, half: Any) -> None:
+    difference = paired(a, b)
+    assert (difference is None) if half == "none" else (difference.half is None)
+
+
+def test_pairing_finds_what_the_spread_over_seeds_hides() -> None:
+    noise = [0.0, 10.0, 20.0]
+    runs = runs_of([30 + n for n in noise], norm="batch")
+    runs += runs_of([29 + n + 0.1 * i for i, n in enumerate(noise)], norm="group")
+    a = analyse(runs)
+    ((*_, welch_s),), ((*_, pairs),) = a.differences(), a.paired()
+    assert welch_s.value == pytest.approx(pairs.value)
+    assert not welch_s.significant
+    assert pairs.significant
+    assert tables.paired(a).rows == (("group", "32", "3", "−0.9", "−1.1 to −0.7", "better"),)
+
+
+def test_half_width_is_that_of_a_mean() -> None:
+    assert half_width([1.0, 2.0, 3.0]) == pytest.approx(4.303 / math.sqrt(3))
+    assert half_width([1.0]) is None
+
+
+@pytest.mark.parametrize(("last", "error"), [(1, 7.0), (3, 8.0), (5, 9.0), (99, 9.0)])
+def test_number_of_last_epochs_can_be_chosen(last: int, error: float) -> None:
+    a = analyse([FakeRun(Experiment(), [50.0, 20.0, 9.0, 8.0, 7.0])], last=last)
+    assert (a.series[0].at(32).mean, a.last) == (error, last)
+
+
+def test_table_of_last_epochs_shows_what_the_choice_does() -> None:
+    a = analyse([FakeRun(Experiment(), [50.0, 6.0, 9.0, 8.0, 7.0])])
+    table = tables.last_epochs(a)
+    assert table.columns == ("norm", "batch size", "last 1", "last 3", "best epoch")
+    assert table.rows == (("group", "32", "7.00", "8.00", "6.00"),)
+
+
+def test_epochs_know_samples_steps_and_seconds() -> None:
+    (epoch,) = read(FakeRun(Experiment(), [9.0])).epochs
+    assert (epoch.epoch, epoch.step, epoch.samples, epoch.seconds) == (1, 125, 4000, 2.0)
+
+
+def test_seconds_of_a_step_are_in_the_costs() -> None:
+    a = analyse([FakeRun(Experiment())])
+    table = tables.cost(a)
+    (row,) = table.rows
+    assert dict(zip(table.columns, row))["ms/step"] == "16.0"  # 2 s for 125 steps
+
+
+def test_as_few_fields_as_possible_name_a_series() -> None:
+    fields = {"mnist": (28, 3), "svhn": (32, 5)}
+    runs = [
+        r
+        for data, (size, epochs) in fields.items()
+        for n in ("batch", "group")
+        for r in runs_of([9.0], data=data, image_size=size, epochs=epochs, norm=n)
+    ]
+    a = analyse(runs)
+    labels = {s.label for s in a.series}
+    assert labels == {f"{n} · data {d}" for n in ("batch", "group") for d in fields}
+    assert a.companions == ()
+
+
+def test_every_needed_field_names_a_series() -> None:
+    grid = [Experiment(data=d, epochs=e) for d in ("mnist", "svhn") for e in (3, 5)]
+    assert telling(grid, ("epochs", "data", "image_size")) == ["data", "epochs"]
+
+
+def test_a_probe_makes_no_other_setting() -> None:
+    runs = runs_of([10.0, 11.0], norm="group") + runs_of([10.0], norm="group", probe="features")
+    a = analyse(runs)
+    assert [s.label for s in a.series] == ["group"]
+    assert len(a.repeated) == 1
+
+
+def test_divisions_end_in_layer_and_instance_norm() -> None:
+    norms = ("instance", "group:size=2", "group:8", "group", "layer", "group:2", "group:size=8")
+    a = analyse([r for n in norms for r in runs_of([9.0, 11.0], norm=n)])
+    by_groups, by_size = divisions.by_groups(a), divisions.by_size(a)
+    assert [row[:2] for row in by_groups.rows] == [
+        ("8", "group:8"),
+        ("2", "group:2"),
+        ("1 (layer norm)", "layer"),
+    ]
+    assert [row[0] for row in by_size.rows] == ["16", "8", "2", "1 (instance norm)"]
+    assert by_size.rows[0][2] == "10.0 ± 1.4"
+
+
+def test_one_division_is_no_table() -> None:
+    assert divisions.section(analyse(runs_of([9.0], norm="layer")), []) is None
+
+
+def test_normalization_batch_stands_against_sgd_batch() -> None:
+    runs = [
+        r
+        for size, parts in ((8, (2, 4, None)), (32, (2, 4)))
+        for part in parts
+        for r in runs_of([float(size + (part or 8))], norm="batch", batch_size=size,
+                         norm_batch_size=part)
+    ]  # fmt: skip
+    (table,) = divisions.matrices(analyse([*runs, *runs_of([9.0], norm="group")]))
+    assert table.columns == ("normalization batch", "SGD batch 8", "SGD batch 32")
+    assert table.rows == (("2", "10.0", "34.0"), ("4", "12.0", "36.0"), ("8", "16.0", ""))

@@ -10,7 +10,7 @@ from torch import nn
 
 import normlab
 from normlab import cli
-from normlab.lab import evaluate, models, start
+from normlab.lab import data, evaluate, models, start
 from normlab.lab.experiment import Experiment, ExperimentError
 from normlab.lab.runs import Run
 from normlab.lab.train import train
@@ -20,6 +20,8 @@ CPU = torch.device("cpu")
 SOURCE = Experiment(
     data="digits", norm="batch", num_train=256, num_validation=64, batch_size=16, epochs=2
 )
+
+IMAGES = data.load("digits", "train", limit=256)
 
 
 @pytest.fixture(scope="module")
@@ -112,12 +114,13 @@ def converted(run: Run, **fields) -> Experiment:
 
 def test_run_from_another_starts_with_its_conversion(run):
     source, _ = evaluate.load_model(run, "last", CPU)
-    model = start.network(converted(run), 10)
+    model, _ = start.network(converted(run), IMAGES)
     torch.testing.assert_close(outputs(model), outputs(normlab.convert(source, "group")))
 
 
 def test_run_from_another_records_its_error_before_training(run, tmp_path):
-    frozen = Run.create(tmp_path, converted(run, strength=1.0))
+    """On the images as they entered its source, whatever images it has itself."""
+    frozen = Run.create(tmp_path, converted(run, strength=1.0, num_train=32))
     train(frozen, device=CPU)
     first = next(e for e in frozen.events() if e["event"] == "start")
     last = [e for e in run.events() if e["event"] == "epoch"][-1]
@@ -151,4 +154,4 @@ def test_starts_that_make_no_sense_are_refused(fields, message):
 
 def test_source_of_another_network_is_refused(run):
     with pytest.raises(ExperimentError, match="a cifar_resnet:8 for 10 classes, where model is"):
-        start.network(converted(run, model="cifar_resnet:14"), 10)
+        start.network(converted(run, model="cifar_resnet:14"), IMAGES)

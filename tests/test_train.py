@@ -149,7 +149,7 @@ def test_other_seed_gives_another_run(tmp_path):
 
 def test_events_count_whole_batches_and_whole_sets(tmp_path):
     run = trained(tmp_path, TINY.replace(batch_size=24))
-    start, first, second, end = run.events()
+    start, first, second, _, end = run.events()
     assert (start["num_train"], start["num_validation"]) == (64, 32)
     assert (first["samples"], first["step"]) == (48, 2)  # 64 images hold two batches of 24
     assert (second["samples"], second["step"]) == (96, 4)

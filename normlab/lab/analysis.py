@@ -4,7 +4,6 @@ Reads run folders through `Run` only, and needs neither torch nor numpy.
 """
 
 import dataclasses
-import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,59 +11,35 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from normlab.lab.differences import Difference, half_width, paired, plural, quantile, welch
 from normlab.lab.experiment import Experiment
+from normlab.lab.norm_names import family
+from normlab.lab.results import LAST_EPOCHS, Epoch, Result, read
 
 if TYPE_CHECKING:
     from normlab.lab.runs import Run
 
-LAST_EPOCHS = 3  # a run's result is the median over these; the paper takes 5 of 100
+__all__ = [
+    "LAST_EPOCHS",
+    "X_NAMES",
+    "Analysis",
+    "Difference",
+    "Epoch",
+    "Group",
+    "Result",
+    "Series",
+    "analyse",
+    "family",
+    "plural",
+    "quantile",
+    "read",
+    "telling",
+    "welch",
+]
+
 X_NAMES = {"batch_size": "batch size", "norm_batch_size": "normalization batch"}
-_FAMILIES = {"bn": "batch", "torch_bn": "batch", "gn": "group", "ln": "layer", "in": "instance"}
 _ORDER = ("batch", "group", "layer", "instance")
-
-# Two-sided 95 % quantiles of Student's t for 1 … 30 degrees of freedom, then for some more:
-# NIST/SEMATECH e-Handbook of Statistical Methods, section 1.3.6.7.2.
-_T95 = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
-_T95_BEYOND = {1000: 1.962, 120: 1.980, 60: 2.000, 40: 2.021, 31: 2.042}
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch measured; None where the number is missing or not finite."""
-
-    samples: int
-    train_error: float | None  # percent
-    validation_error: float | None  # percent
-
-
-@dataclass(frozen=True)
-class Result:
-    """One run: its setting, how it ended and its numbers; None where there is none."""
-
-    name: str
-    path: str
-    experiment: Experiment
-    state: str
-    cause: str
-    epochs: tuple[Epoch, ...]
-    error: float | None  # percent, validation; None unless the run finished
-    train_error: float | None  # percent
-    seconds: float | None  # per 1,000 training images
-    bytes_saved: float | None  # for the backward pass, per image
-    num_parameters: int | None
-    num_train: int | None
-    num_validation: int | None
-
-    @property
-    def outcome(self) -> str:
-        """`counted`, or why the run is in no mean."""
-        if self.error is not None:
-            return "counted"
-        return "no result" if self.state == "finished" else self.state
+_NO_EFFECT = {"probe"}  # fields that record more and change no result
 
 
 @dataclass(frozen=True)
@@ -77,6 +52,10 @@ class Group:
     def errors(self) -> tuple[float, ...]:
         return tuple(r.error for r in self.results if r.error is not None)
 
+    @cached_property
+    def by_seed(self) -> dict[int, float]:
+        return {r.experiment.seed: r.error for r in self.results if r.error is not None}
+
     @property
     def mean(self) -> float | None:
         return statistics.fmean(self.errors) if self.errors else None
@@ -85,6 +64,11 @@ class Group:
     def std(self) -> float | None:
         """Sample standard deviation over the seeds; None for fewer than two."""
         return statistics.stdev(self.errors) if len(self.errors) > 1 else None
+
+    @property
+    def half(self) -> float | None:
+        """Half the 95 % interval of the mean over seeds; None for fewer than two."""
+        return half_width(self.errors)
 
     @property
     def lost(self) -> Counter[str]:
@@ -120,32 +104,6 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Mean of one group minus mean of another; negative is better.
-
-    Args:
-        half: half the width of the 95 % interval of Welch's t; None where seeds show no spread.
-        effect: the difference in units of the pooled standard deviation over seeds.
-    """
-
-    value: float
-    half: float | None
-    effect: float | None
-    num_seeds: tuple[int, int]
-
-    @property
-    def significant(self) -> bool:
-        return self.half is not None and abs(self.value) > self.half
-
-    @property
-    def seeds(self) -> str:
-        first, second = self.num_seeds
-        if first == second:
-            return f"{plural(first, 'seed')} each"
-        return f"{first} and {plural(second, 'seed')}"
-
-
-@dataclass(frozen=True)
 class Analysis:
     """All runs in order: which batch size is the axis, one series per norm.
 
@@ -154,6 +112,8 @@ class Analysis:
         companions: fields that differ between compared runs though nothing tells their effect.
         repeated: runs left out because their setting and seed were already there.
         damaged: folder and reason of each run that could not be read.
+        conversions: runs that started from another run, in no series; see conversions.py.
+        last: epochs at the end whose median is a run's result.
     """
 
     x_field: str
@@ -163,6 +123,8 @@ class Analysis:
     companions: tuple[str, ...] = ()
     repeated: tuple[Result, ...] = ()
     damaged: tuple[tuple[str, str], ...] = field(default=())
+    conversions: tuple[Result, ...] = ()
+    last: int = LAST_EPOCHS
 
     @property
     def x_name(self) -> str:
@@ -175,94 +137,62 @@ class Analysis:
 
     def differences(self) -> list[tuple[Series, Series, int, Difference]]:
         """Every series against batch norm, wherever both have results."""
+        return self._compared(lambda ours, theirs: welch(ours.errors, theirs.errors))
+
+    def paired(self) -> list[tuple[Series, Series, int, Difference]]:
+        """The same over the seeds that both have."""
+        return self._compared(lambda ours, theirs: paired(ours.by_seed, theirs.by_seed))
+
+    def _compared(
+        self, compare: Callable[[Group, Group], Difference | None]
+    ) -> list[tuple[Series, Series, int, Difference]]:
         found = []
         for series in self.series:
             reference = self.reference(series)
             if reference is None:
                 continue
             for x in self.xs:
-                difference = welch(series.at(x).errors, reference.at(x).errors)
+                difference = compare(series.at(x), reference.at(x))
                 if difference:
                     found.append((series, reference, x, difference))
         return found
 
 
-def analyse(runs: Iterable["Run"], damaged: Iterable[tuple[Any, str]] = ()) -> Analysis:
-    """Groups runs by norm and batch size; one that cannot be read joins the damaged ones."""
+def analyse(
+    runs: Iterable["Run"], damaged: Iterable[tuple[Any, str]] = (), *, last: int = LAST_EPOCHS
+) -> Analysis:
+    """Groups runs by norm and batch size; one that cannot be read joins the damaged ones.
+
+    Args:
+        last: epochs at the end whose median is a run's result.
+    """
     results, unreadable = [], [(str(path), str(reason)) for path, reason in damaged]
     for run in runs:
         try:
-            results.append(read(run))
+            results.append(read(run, last))
         except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
             unreadable.append((str(run.path), str(error) or type(error).__name__))
-    return _grouped(results, tuple(unreadable))
+    return _grouped(results, tuple(unreadable), last)
 
 
-def read(run: "Run") -> Result:
-    """The numbers of one run's folder."""
-    events, status, experiment = run.events(), run.status, run.experiment
-    start: dict[str, Any] = next((e for e in events if e.get("event") == "start"), {})
-    epochs = [e for e in events if e.get("event") == "epoch"]
-    state = str(status.get("state", "unknown"))
-    saved = _number(start, "bytes_saved")
-    return Result(
-        name=experiment.name,
-        path=str(run.path),
-        experiment=experiment,
-        state=state,
-        cause=str(status.get("cause") or ""),
-        epochs=tuple(_epoch(e) for e in epochs),
-        error=_last(epochs, "validation_error") if state == "finished" else None,
-        train_error=_last(epochs, "train_error"),
-        seconds=_seconds(epochs),
-        bytes_saved=None
-        if saved is None
-        else saved * experiment.accumulate / experiment.batch_size,
-        num_parameters=_whole(start, "num_parameters"),
-        num_train=_whole(start, "num_train"),
-        num_validation=_whole(start, "num_validation"),
-    )
+def telling(settings: Sequence[Experiment], fields: Iterable[str]) -> list[str]:
+    """As few of the fields as tell the settings apart that all of them do, the first preferred.
 
-
-def welch(a: Sequence[float], b: Sequence[float]) -> Difference | None:
-    """Mean of a minus mean of b, with Welch's interval; None if one of them is empty.
-
-    The fractional degrees of freedom are rounded down, which widens the interval.
+    >>> one, two = Experiment(data="mnist", epochs=3), Experiment(data="svhn", epochs=9)
+    >>> telling([one, two], ["data", "epochs"])
+    ['data']
     """
-    if not a or not b:
-        return None
-    value, seeds = statistics.fmean(a) - statistics.fmean(b), (len(a), len(b))
-    if min(seeds) < 2:
-        return Difference(value, None, None, seeds)
-    var_a, var_b = statistics.variance(a), statistics.variance(b)
-    if var_a == var_b == 0:
-        return Difference(value, None, None, seeds)
-    from_a, from_b = var_a / len(a), var_b / len(b)
-    freedom = (from_a + from_b) ** 2 / (from_a**2 / (len(a) - 1) + from_b**2 / (len(b) - 1))
-    pooled = ((len(a) - 1) * var_a + (len(b) - 1) * var_b) / (len(a) + len(b) - 2)
-    half = quantile(freedom) * math.sqrt(from_a + from_b)
-    return Difference(value, half, value / math.sqrt(pooled), seeds)
+    order = [name for name in _fields() if name in set(fields)]
+    kept = list(order)
+    for name in reversed(order):
+        rest = [f for f in kept if f != name]
+        if _num_values(settings, rest) == _num_values(settings, kept):
+            kept = rest
+    return kept
 
 
-def quantile(freedom: float) -> float:
-    """The two-sided 95 % quantile of Student's t for at least one degree of freedom."""
-    whole = math.floor(freedom + 1e-9)
-    if whole <= len(_T95):
-        return _T95[max(whole, 1) - 1]
-    return next(t for least, t in _T95_BEYOND.items() if whole >= least)
-
-
-def family(norm: str) -> str:
-    """The norm without its options, under its long name."""
-    name = norm.partition(":")[0]
-    return _FAMILIES.get(name, name)
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _grouped(results: list[Result], damaged: tuple[tuple[str, str], ...]) -> Analysis:
+def _grouped(everything: list[Result], damaged: tuple[tuple[str, str], ...], last: int) -> Analysis:
+    results = [r for r in everything if r.experiment.source is None]
     settings = [r.experiment for r in results]
     varied = {f for f in _fields() if len({getattr(e, f) for e in settings}) > 1}
     x_field = "norm_batch_size" if "norm_batch_size" in varied else "batch_size"
@@ -274,7 +204,8 @@ def _grouped(results: list[Result], damaged: tuple[tuple[str, str], ...]) -> Ana
         return e.norm_batch_size or (e.batch_size // e.accumulate if e.norm in swept else None)
 
     free = sorted(varied - {"seed", "norm", x_field})
-    split = [f for f in free if _splits(f, settings, x_of)]
+    effective = [f for f in free if _splits(f, settings, x_of)]
+    split = sorted(telling(settings, effective))
     tree: dict[tuple[str, tuple], dict[int | None, dict[int, Result]]] = {}
     repeated = []
     # Finished runs come first, so that a second attempt replaces a broken first one.
@@ -299,15 +230,21 @@ def _grouped(results: list[Result], damaged: tuple[tuple[str, str], ...]) -> Ana
         x_field=x_field,
         xs=tuple(sorted({x for s in series for x in s.groups if x is not None})),
         series=tuple(sorted(series, key=_rank)),
-        results=tuple(sorted(results, key=lambda r: (r.name, r.path))),
-        companions=tuple(f for f in free if f not in split),
+        results=tuple(sorted(everything, key=lambda r: (r.name, r.path))),
+        companions=tuple(f for f in free if f not in effective),
         repeated=tuple(repeated),
         damaged=damaged,
+        conversions=tuple(r for r in everything if r.experiment.source is not None),
+        last=last,
     )
 
 
 def _fields() -> list[str]:
-    return [f.name for f in dataclasses.fields(Experiment)]
+    return [f.name for f in dataclasses.fields(Experiment) if f.name not in _NO_EFFECT]
+
+
+def _num_values(settings: Sequence[Experiment], fields: Sequence[str]) -> int:
+    return len({tuple(getattr(e, f) for f in fields) for e in settings})
 
 
 def _splits(name: str, settings: list[Experiment], x_of: Callable[[Experiment], Any]) -> bool:
@@ -323,39 +260,3 @@ def _rank(series: Series) -> tuple:
     size = option.removeprefix("size=")
     number = int(size) if size.isdecimal() and len(size) < 7 else -1
     return place, option != "", size != option, number, series.norm, series.label
-
-
-def _epoch(event: Mapping[str, Any]) -> Epoch:
-    errors = _number(event, "train_error"), _number(event, "validation_error")
-    return Epoch(_whole(event, "samples") or 0, *errors)
-
-
-def _number(event: Mapping[str, Any], key: str) -> float | None:
-    value = event.get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def _whole(event: Mapping[str, Any], key: str) -> int | None:
-    value = _number(event, key)
-    return None if value is None else int(value)
-
-
-def _last(epochs: list[dict[str, Any]], key: str) -> float | None:
-    """Median over the last epochs; None if one of them has no number."""
-    values = [_number(e, key) for e in epochs[-LAST_EPOCHS:]]
-    numbers = [v for v in values if v is not None]
-    return statistics.median(numbers) if numbers and len(numbers) == len(values) else None
-
-
-def _seconds(epochs: list[dict[str, Any]]) -> float | None:
-    """Median over the epochs of the seconds for 1,000 training images."""
-    seen, found = 0.0, []
-    for event in epochs:
-        samples, seconds = _number(event, "samples"), _number(event, "seconds_train")
-        if samples is not None and samples > seen:
-            if seconds is not None and seconds > 0:
-                found.append(1000 * seconds / (samples - seen))
-            seen = samples
-    return statistics.median(found) if found else None

@@ -89,6 +89,9 @@ class Experiment:
     """Shrink converted norms' statistics by so much, 0 to 1, to the source's; None: not at all."""
     final_strength: float | None = None
     """The same at the end of the training, which `strength` moves to. None: it stays."""
+    probe: str | None = None
+    """Layers to record: a glob of names, several with commas, `features` for the pooled features;
+    None: none."""
     seed: int = 0
     """Initial weights, order of images and augmentation."""
 

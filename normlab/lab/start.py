@@ -7,41 +7,49 @@ from torch import nn
 
 from normlab import surgery
 from normlab.lab import checkpoint, evaluate, models
+from normlab.lab.data.dataset import Dataset
 from normlab.lab.experiment import Experiment, ExperimentError
 from normlab.lab.runs import Run
+from normlab.lab.tasks.classification import Input
 from normlab.lab.weights import load_weights
 
 
-def network(e: Experiment, num_classes: int) -> nn.Module:
-    """The network of an experiment, with the weights it starts from.
+def network(e: Experiment, images: Dataset) -> tuple[nn.Module, Input]:
+    """The network of an experiment, with the weights it starts from, and how images enter it.
+
+    Images enter a network that another run has trained as they did there.
 
     Raises:
         ExperimentError: the run to start from is of another network.
         CheckpointError, SurgeryError: its weights cannot be read, or its norms not converted.
     """
     if e.source is not None:
-        return _converted(e, num_classes)
+        return _converted(e, images)
     model = models.build(
-        e.model, num_classes, norm=e.norm, norm_batch_size=e.norm_batch_size, zero_init=e.zero_init
+        e.model,
+        len(images.classes),
+        norm=e.norm,
+        norm_batch_size=e.norm_batch_size,
+        zero_init=e.zero_init,
     )
     if e.weights is not None:
         load_weights(model, checkpoint.read_weights(Path(e.weights)), e.weights)
-    return model
+    return model, Input.of(images)
 
 
-def _converted(e: Experiment, num_classes: int) -> nn.Module:
+def _converted(e: Experiment, images: Dataset) -> tuple[nn.Module, Input]:
     assert e.source is not None
     source = Run.open(Path(e.source))
     model, input = evaluate.load_model(source, "last", torch.device("cpu"))
-    found, wanted = (source.experiment.model, len(input.classes)), (e.model, num_classes)
+    found, wanted = (source.experiment.model, len(input.classes)), (e.model, len(images.classes))
     if found != wanted:
         raise ExperimentError(
             f"source {e.source}: a {found[0]} for {found[1]} classes, "
             f"where model is {wanted[0]} for {wanted[1]}"
         )
     if source.experiment.norm == e.norm and e.strength is None:
-        return model
-    return surgery.convert(model, e.norm, keep=e.keep, strength=e.strength)
+        return model, input
+    return surgery.convert(model, e.norm, keep=e.keep, strength=e.strength), input
 
 
 def strength(e: Experiment, progress: float) -> float | None:

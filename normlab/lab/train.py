@@ -18,7 +18,7 @@ from normlab.lab.data.dataset import Dataset
 from normlab.lab.interrupt import Interrupt
 from normlab.lab.runs import Run
 from normlab.lab.tasks import classification
-from normlab.lab.tasks.classification import Input
+from normlab.lab.tasks.confusion import confusion
 
 CHECKPOINT_SECONDS = 600  # between checkpoints inside long epochs
 
@@ -117,9 +117,10 @@ class _Session:
             e.data, e.image_size, e.validation, e.num_train, e.num_validation
         )
         self.num_batches = num_batches(len(self.train_set), e.batch_size)
-        self.input = Input.of(self.train_set)
         torch.manual_seed(e.seed)
-        self.model = start.network(e, len(self.train_set.classes)).to(device)
+        model, self.input = start.network(e, self.train_set)
+        self.model = model.to(device)
+        self.probes = probes.Recorder(self.model, e.probe)
         self.at = Position()
         self.optimizer = optimizer.build(e, self.model)
         if not self._resume():
@@ -132,6 +133,8 @@ class _Session:
             if not self._run_epoch(interrupt, report):
                 return "interrupted"
         reason = "finished" if at.epoch == e.epochs else "patience"
+        found = confusion(self.model, self.validation_set, self.input, self.device)
+        self.run.log("confusion", **found)
         self.run.log("end", reason=reason)
         return "finished"
 
@@ -166,19 +169,29 @@ class _Session:
         if strength is not None:
             surgery.set_strength(self.model, strength)
         self.optimizer.zero_grad()
-        for images, labels in zip(
-            batch.images.chunk(e.accumulate), batch.labels.chunk(e.accumulate)
-        ):
-            labels = labels.to(self.device)
-            logits = self.model(self.input.prepare(images, self.device))
-            loss = classification.loss(logits, labels)
-            (loss / e.accumulate).backward()
-            at.loss += loss.item() * len(labels)
-            at.wrong += classification.num_wrong(logits.detach(), labels)
+        with self.probes.watching(at.step, self.num_batches):
+            for images, labels in zip(
+                batch.images.chunk(e.accumulate), batch.labels.chunk(e.accumulate)
+            ):
+                labels = labels.to(self.device)
+                logits = self.model(self.input.prepare(images, self.device))
+                loss = classification.loss(logits, labels)
+                (loss / e.accumulate).backward()
+                at.loss += loss.item() * len(labels)
+                at.wrong += classification.num_wrong(logits.detach(), labels)
+        self._log_probes()
         self._check(batch)
         self.optimizer.step()
         at.batch += 1
         at.step += 1
+
+    def _log_probes(self) -> None:
+        at = self.at
+        taken = self.probes.take()
+        samples = at.step * self.experiment.batch_size
+        place = {"epoch": at.epoch + 1, "step": at.step, "samples": samples}
+        if taken:
+            self.run.log_all("probe", [{**place, **found} for found in taken])
 
     def _learning_rate(self, step: int) -> float:
         e = self.experiment

@@ -1,17 +1,16 @@
-"""One self-contained HTML page from the runs of a comparison: no script, no network."""
+"""One self-contained HTML page from the runs of a comparison: it loads nothing."""
 
 import base64
-import contextlib
+import functools
 import hashlib
-import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normlab.lab.analysis import Analysis, analyse
-from normlab.lab.report import charts, sentences, tables
+from normlab.lab.report import charts, comparison, draw, run_parts, sections, sentences, tables
 
 if TYPE_CHECKING:
     from normlab.lab.runs import Run
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["ReportError", "build"]
 
 _HERE = Path(__file__).parent
-_MAX_ENVIRONMENT = 1_000_000  # bytes
 
 
 class ReportError(ValueError):
@@ -45,8 +43,17 @@ def build(
     Raises:
         ReportError: `out` cannot be written.
     """
-    page = render(analyse(runs, damaged), versions(runs), title=title, note=note)
-    out = Path(out)
+    page = render(analyse(runs, damaged), runs, title=title, note=note)
+    write(Path(out), page)
+    return Path(out)
+
+
+def write(out: Path, page: str) -> None:
+    """Writes the page at once or not at all.
+
+    Raises:
+        ReportError: `out` cannot be written.
+    """
     try:
         _write(out, page)
     except OSError as error:
@@ -54,11 +61,38 @@ def build(
             f"cannot write the report to {out}: {error.strerror or error}; "
             "choose a file in a folder you may write to"
         ) from error
-    return out
 
 
-def render(a: Analysis, versions: Mapping[str, str], *, title: str, note: str) -> str:
-    """The page as text."""
+def render(
+    a: Analysis, runs: Sequence["Run"], *, title: str, note: str = "", watch: str = ""
+) -> str:
+    """The page as text.
+
+    Args:
+        runs: those that `a` was made from.
+        watch: version of a served page, which asks its server for a newer one; "" never asks.
+    """
+    style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    template, markup = _template()
+    return template.render(
+        title=" ".join(title.split()),
+        note=" ".join(note.split()),
+        headline=sentences.headline(a),
+        figure=comparison.headline_figure(a),
+        sections=sections.sections(a, runs, versions(runs)),
+        swatch=lambda css: markup(charts.swatch(css)),
+        safe=lambda svg: markup(draw.checked(svg)),
+        watch=watch,
+        style=markup(style),
+        style_hash=digest(style),
+        script=markup(script),
+        script_hash=digest(script),
+    )
+
+
+@functools.cache
+def _template() -> tuple[Any, Any]:
+    """The page to fill in, and the type of text that it takes as it is."""
     try:
         import jinja2
         from markupsafe import Markup
@@ -76,48 +110,22 @@ def render(a: Analysis, versions: Mapping[str, str], *, title: str, note: str) -
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style = (_HERE / "page.css").read_text(encoding="utf-8")
-    colours = charts.colour_classes(a)
-    return environment.get_template("page.html.j2").render(
-        a=a,
-        title=" ".join(title.split()),
-        note=" ".join(note.split()),
-        headline=sentences.headline(a),
-        findings=[*sentences.about_batch_norm(a), *sentences.caveats(a)],
-        in_words=tables.in_words(a),
-        tables=tables,
-        versions=versions,
-        figures=[
-            ("wide", Markup(charts.error_by_batch(a, 720, 400))),
-            ("narrow", Markup(charts.error_by_batch(a, 360, 340))),
-        ],
-        panels=[(name, Markup(svg)) for name, svg in charts.error_curves(a)],
-        legend=[(s.label, Markup(charts.swatch(colours[s.label]))) for s in a.series],
-        off_scale=charts.off_scale(a) if len(a.xs) > 1 else [],
-        spread=sentences.spread,
-        num_counted=sum(r.error is not None for r in a.results),
-        style=Markup(style),
-        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
-    )
+    return environment.get_template("page.html.j2"), Markup
 
 
 def versions(runs: Iterable["Run"]) -> dict[str, str]:
     """What the runs recorded of their machine; several values where they differ."""
     found: dict[str, set[str]] = {}
     for run in runs:
-        for key, value in _environment(Path(run.path) / "environment.json").items():
+        for key, value in run_parts.environment(Path(run.path)).items():
             if isinstance(value, str | int | float):
                 found.setdefault(key, set()).add(str(value))
     return {key: ", ".join(sorted(values)) for key, values in found.items()}
 
 
-def _environment(path: Path) -> dict[str, Any]:
-    """The file's contents; nothing if it is missing or damaged, for no number depends on it."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        with open(path, encoding="utf-8") as file:
-            read = json.loads(file.read(_MAX_ENVIRONMENT))
-        return read if isinstance(read, dict) else {}
-    return {}
+def digest(text: str) -> str:
+    """SHA-256 as a Content-Security-Policy names it."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _write(out: Path, page: str) -> None:

@@ -1,6 +1,8 @@
 """The findings of a comparison in words, as on the page and in the terminal."""
 
 import math
+import statistics
+from collections.abc import Sequence
 
 from normlab.lab.analysis import Analysis, Difference, Group, Series, family, plural, welch
 
@@ -14,7 +16,10 @@ def headline(a: Analysis) -> list[str]:
     """The answer in one to three sentences, the most important first."""
     pairs = a.differences()
     if not pairs:
-        return [_lowest(a)]
+        # imported here, since conversion.py takes its words from this file
+        from normlab.lab.report import conversion
+
+        return conversion.headline(a) or [_lowest(a)]
     # The question is group norm's. Without it the best norm is named, which flatters it a little.
     of_group = [p for p in pairs if family(p[0].norm) == "group"]
     lead = (of_group or [min(pairs, key=lambda p: _mean(p[0].at(p[2])))])[0][0]
@@ -59,12 +64,23 @@ def caveats(a: Analysis) -> list[str]:
 
 def spread(group: Group) -> str:
     """Mean and standard deviation over seeds, in percent; — without a result."""
-    if group.mean is None:
+    return spread_of(group.errors)
+
+
+def spread_of(values: Sequence[float]) -> str:
+    """Mean ± sample standard deviation; — without a value.
+
+    >>> spread_of([9.0, 11.0]), spread_of([9.0]), spread_of([])
+    ('10.0 ± 1.4', '9.0', '—')
+    """
+    if not values:
         return "—"
-    if group.std is None:
-        return f"{group.mean:.1f}"
-    digits = 2 if 0 < group.std < 0.095 else 1
-    return f"{group.mean:.{digits}f} ± {group.std:.{digits}f}"
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return f"{mean:.1f}"
+    std = statistics.stdev(values)
+    digits = 2 if 0 < std < 0.095 else 1
+    return f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 
 def lost_runs(group: Group) -> str:

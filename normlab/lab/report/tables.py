@@ -5,19 +5,19 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from normlab.lab.analysis import Analysis, Difference, Group, Series, family
+from normlab.lab.analysis import Analysis, Difference, Group, Result, Series, family
 from normlab.lab.experiment import Experiment
+from normlab.lab.norm_names import division
+from normlab.lab.published import SOURCES
+from normlab.lab.published import published as published_under
 from normlab.lab.report.sentences import lost_runs, sentence, signed, spread
 
 _NUMERIC = re.compile(
     r"(([−+]?\d[\d,.]*( ± [\d.]+)?( \(\d+\))?|—)(; .+)?|[−+]?[\d.]+ to [−+]?[\d.]+|)"
 )
-
-# gn-table3a and gn-table3b of Wu and He 2018: (groups, error), (channels per group, error)
-_PUBLISHED_GROUPS = ((64, 24.6), (32, 24.1), (16, 24.6), (8, 24.4), (4, 24.6), (2, 24.7), (1, 25.3))
-_PUBLISHED_SIZES = ((64, 24.4), (32, 24.5), (16, 24.2), (8, 24.3), (4, 24.8), (2, 25.6), (1, 28.4))
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def errors(a: Analysis) -> Table:
     columns = [*map(str, a.xs), *(["any"] if some_flat else [])]
     rows = []
     for s in a.series:
-        swept = [_cell(a, s.groups.get(x)) for x in a.xs]
-        rows.append([s.label, *swept, *([_cell(a, s.groups.get(None))] if some_flat else [])])
+        swept = [cell(a, s.groups.get(x)) for x in a.xs]
+        rows.append([s.label, *swept, *([cell(a, s.groups.get(None))] if some_flat else [])])
     note = f"Mean ± standard deviation over {_usual(a)} seeds; another number of seeds in brackets."
     if some_flat:
         note += f" any: the norm does not depend on the {a.x_name} and was trained once."
@@ -75,7 +75,7 @@ def errors(a: Analysis) -> Table:
 def differences(a: Analysis) -> Table:
     """Every norm against batch norm at the same batch size."""
     rows = [
-        [s.label, str(x), signed(d.value), _interval(d), _effect(d), _verdict(d)]
+        [s.label, str(x), signed(d.value), interval(d), effect(d), verdict(d)]
         for s, _, x, d in a.differences()
     ]
     columns = ["norm", a.x_name, "difference", "95 % interval", "in std", "verdict"]
@@ -92,29 +92,66 @@ def in_words(a: Analysis) -> list[str]:
     return [clean(sentence(s.label, r.label, x, d)) for s, r, x, d in a.differences()]
 
 
+def paired(a: Analysis) -> Table:
+    """Every norm against batch norm, seed by seed."""
+    rows = [
+        [s.label, str(x), str(d.num_seeds[0]), signed(d.value), interval(d), verdict(d)]
+        for s, _, x, d in a.paired()
+        if d.num_seeds[0] > 1
+    ]
+    columns = ["norm", a.x_name, "seeds", "difference", "95 % interval", "verdict"]
+    note = (
+        "The same difference over the seeds that both have: runs of one seed start from the same "
+        "weights and see the same images, so what the seed does to both drops out. Interval of "
+        "the paired t-test; each stands for itself."
+    )
+    return Table("Difference to batch norm, seed by seed", columns, rows, note)
+
+
+def last_epochs(a: Analysis) -> Table:
+    """How much a result depends on the epochs it is taken from."""
+    counts = [k for k in (1, 3, 5, 10) if any(len(r.epochs) > k for r in a.results)]
+    rows = []
+    for s in a.series:
+        for x, group in s.groups.items():
+            means = [group.average(partial(Result.error_of_last, count=k)) for k in counts]
+            means.append(group.average(lambda r: r.lowest_error))
+            if any(m is not None for m in means[:-1]):
+                cells = ["—" if m is None else f"{m:.2f}" for m in means]
+                rows.append([s.label, "any" if x is None else str(x), *cells])
+    columns = ["norm", a.x_name, *(f"last {k}" for k in counts), "best epoch"]
+    note = (
+        "Median validation error in % over so many last epochs, mean over seeds. The best epoch "
+        "is chosen by what it is judged by, so it flatters, most where the error jumps. "
+        f"Everywhere else results are over the last {a.last}."
+    )
+    return Table("Results by the epochs they are taken from", columns, rows if counts else [], note)
+
+
 def groups(a: Analysis) -> Table:
     """From one group (layer norm) to one channel per group (instance norm)."""
     title = "How channels are divided into groups"
-    found = [(key, s) for s in a.series if (key := _division(s.norm))]
+    found = [(d, s) for s in a.series if (d := division(s.norm))]
     if len(found) < 2:
         return Table(title, ["norm"], [])
-    found.sort(key=lambda row: row[0])
+    found.sort(key=lambda row: (row[0].order, ":" in row[1].norm))
     xs = a.xs if any(not s.flat for _, s in found) else (None,)
     heads = ["error" if x is None else f"error at {x}" for x in xs]
-    rows = [[s.label, key[2], *[_cell(a, s.at(x)) for x in xs]] for key, s in found]
+    rows = [[s.label, d.words, *[cell(a, s.at(x)) for x in xs]] for d, s in found]
     note = "Validation error in %, mean ± standard deviation over seeds."
     return Table(title, ["norm", "channels", *heads], rows, note)
 
 
 def published() -> Table:
     """The paper's own numbers for the division into groups."""
+    by_groups, by_size = published_under("gn-table3a"), published_under("gn-table3b")
     rows = [
-        [str(g), f"{e:.1f}", str(c), f"{f:.1f}"]
-        for (g, e), (c, f) in zip(_PUBLISHED_GROUPS, _PUBLISHED_SIZES)
+        [g.what.split()[0], f"{g.values[0]:.1f}", c.what.split()[0], f"{c.values[0]:.1f}"]
+        for g, c in zip(by_groups.numbers, by_size.numbers)
     ]
     note = (
         "Top-1 validation error in %, 32 images per worker, 100 epochs. 1 group is layer norm, "
-        "1 channel per group instance norm. From Wu and He 2018, arXiv 1803.08494, table 3; "
+        f"1 channel per group instance norm. From {SOURCES[by_groups.source]}, table 3; "
         "another task than the one above, so compare the shape, not the numbers."
     )
     columns = ["groups", "error", "channels per group", "error"]
@@ -123,30 +160,54 @@ def published() -> Table:
 
 def cost(a: Analysis) -> Table:
     """Time, memory and parameters of each norm."""
+    counted = [r for s in a.series for g in s.groups.values() for r in g.results]
+    shown = [c for c in _COSTS if c.always or any(c.value(r) is not None for r in counted)]
     rows = []
     for s in a.series:
         for x, group in s.groups.items():
-            seconds, base = _median(group, "seconds"), _plain_seconds(a, s, x)
-            saved, size = _median(group, "bytes_saved"), _median(group, "num_parameters")
-            if seconds is None and saved is None and size is None:
-                continue
-            rows.append(
-                [
-                    s.label,
-                    "any" if x is None else str(x),
-                    "—" if seconds is None else f"{seconds:#.3g}",
-                    "—" if seconds is None or not base else f"{seconds / base:.2f}",
-                    "—" if saved is None else f"{saved / 1e6:#.3g}",
-                    "—" if size is None else f"{size:,.0f}",
-                ]
-            )
-    columns = ["norm", a.x_name, "seconds", "ratio", "MB", "parameters"]
-    note = (
-        "seconds: for 1,000 training images, median over epochs and seeds. ratio: to batch norm "
-        "at the same batch size. MB: kept for the backward pass, per image. Runs go side by side "
-        "on one machine, so times are noisy and small ratios mean nothing."
+            base = {"ratio": _plain_seconds(a, s, x)}
+            cells = [c.cell(group, base.get(c.heading)) for c in shown]
+            if any(cell != "—" for cell in cells):
+                rows.append([s.label, "any" if x is None else str(x), *cells])
+    note = "Medians over epochs and seeds. " + " ".join(
+        f"{c.heading}: {c.meaning}." for c in shown if c.meaning
     )
-    return Table("Time and memory", columns, rows, note)
+    note += (
+        " Runs go side by side on one machine, so times are noisy and small ratios mean nothing."
+    )
+    return Table("Time and memory", ["norm", a.x_name, *(c.heading for c in shown)], rows, note)
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """A column of the costs."""
+
+    heading: str
+    field: str  # of Result
+    form: str
+    meaning: str = ""
+    unit: float = 1
+    always: bool = True
+
+    def value(self, r: Result) -> float | None:
+        return getattr(r, self.field)
+
+    def cell(self, group: Group, base: float | None) -> str:
+        """— where nothing was measured; a ratio also where there is nothing to compare with."""
+        value = median(group, self.field)
+        if value is None or (self.heading == "ratio" and not base):
+            return "—"
+        return format(value / (base or self.unit), self.form)
+
+
+_COSTS = (
+    _Cost("seconds", "seconds", "#.3g", "for 1,000 training images"),
+    _Cost("ratio", "seconds", ".2f", "to batch norm at the same batch size"),
+    _Cost("ms/step", "seconds_step", "#.3g", "for one update of the weights", 1e-3, always=False),
+    _Cost("MB", "bytes_saved", "#.3g", "kept for the backward pass, per image", 1e6),
+    _Cost("peak MB", "bytes_peak", ",.0f", "most of the GPU's memory", 1e6, always=False),
+    _Cost("parameters", "num_parameters", ",.0f"),
+)
 
 
 def setting(a: Analysis, versions: Mapping[str, str]) -> Table:
@@ -174,7 +235,7 @@ def runs(a: Analysis) -> Table:
         for r in a.results
     ]
     columns = ["run", "state", "validation error", "training error", "epochs", "folder"]
-    note = "Errors in %: median over the last three epochs. Only counted runs are in a mean."
+    note = f"Errors in %: median over the last {a.last} epochs. Only counted runs are in a mean."
     return Table("Runs", columns, rows, note)
 
 
@@ -196,7 +257,7 @@ def _usual(a: Analysis) -> int:
     return statistics.mode(counts) if counts else 0
 
 
-def _cell(a: Analysis, group: Group | None) -> str:
+def cell(a: Analysis, group: Group | None) -> str:
     if group is None or not group.results:
         return "—" if group is not None else ""
     text = spread(group)
@@ -206,17 +267,17 @@ def _cell(a: Analysis, group: Group | None) -> str:
     return f"{text}; {lost}" if lost else text
 
 
-def _interval(d: Difference) -> str:
+def interval(d: Difference) -> str:
     if d.half is None:
         return "—"
     return f"{signed(d.value - d.half)} to {signed(d.value + d.half)}"
 
 
-def _effect(d: Difference) -> str:
+def effect(d: Difference) -> str:
     return "—" if d.effect is None else signed(d.effect)
 
 
-def _verdict(d: Difference) -> str:
+def verdict(d: Difference) -> str:
     if d.half is None:
         return "unknown"
     if not d.significant:
@@ -224,29 +285,7 @@ def _verdict(d: Difference) -> str:
     return "better" if d.value < 0 else "worse"
 
 
-def _division(norm: str) -> tuple[int, int, str] | None:
-    """Sort key and words for how a norm divides channels; None if it does not."""
-    name, option = family(norm), norm.partition(":")[2]
-    if not option and name in _ENDS:
-        return _ENDS[name]
-    if name != "group":
-        return None
-    if option.isdecimal() and len(option) < 7:
-        return 1, int(option), "1 group" if int(option) == 1 else f"{int(option)} groups"
-    size = option.removeprefix("size=")
-    if option != size and size.isdecimal() and len(size) < 7:
-        return 3, -int(size), f"{int(size)} per group"
-    return None
-
-
-_ENDS = {
-    "layer": (0, 0, "one group"),
-    "group": (2, 0, "16 per group"),
-    "instance": (4, 0, "1 per group"),
-}
-
-
-def _median(group: Group, name: str) -> float | None:
+def median(group: Group, name: str) -> float | None:
     values = [v for r in group.results if (v := getattr(r, name)) is not None]
     return statistics.median(values) if values else None
 
@@ -257,7 +296,7 @@ def _plain_seconds(a: Analysis, s: Series, x: int | None) -> float | None:
     if reference is None:
         return None
     known = [k for k in reference.groups if k is not None]
-    return _median(reference.at(x if x is not None else max(known, default=None)), "seconds")
+    return median(reference.at(x if x is not None else max(known, default=None)), "seconds")
 
 
 def _role(a: Analysis, name: str, count: int) -> str:
