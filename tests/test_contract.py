@@ -389,3 +389,8 @@ def test_exported_layer_equals_the_layer(spec, strict):
     program = torch.export.export(layer, (x,), dynamic_shapes=({0: batch},), strict=strict)
     x = sample(8, 6, 5)
     assert torch.equal(program.module()(x), layer(x))
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(64, 4), (16, 1), (58, 2), (24, 2), (7, 1)])
+def test_default_groups_have_about_sixteen_channels(channels, groups):
+    assert norms.norm("group", channels).num_groups == groups

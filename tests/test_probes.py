@@ -1,17 +1,7 @@
-"""Probes: numbers worked out by hand, a training they do not touch, and what is read of them."""
+"""Probes: what they measure, by numbers worked out by hand, and on which layers."""
 
-import json
 import math
-import os
-import re
-import signal
-import subprocess
-import sys
-import time
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -20,29 +10,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint as rematerialized
 
 import normlab
-from normlab.lab import checkpoint, models, probes, train
-from normlab.lab.analysis import analyse
-from normlab.lab.analysis_probes import Probe, medians
+from normlab.lab import models, probes
 from normlab.lab.analysis_probes import probes as read
-from normlab.lab.data.batches import batches
 from normlab.lab.experiment import Experiment, ExperimentError
-from normlab.lab.report.probes import section
-from normlab.lab.report.sections import Section
 from normlab.lab.runs import Run
-from normlab.lab.tasks.classification import Input
-
-CPU = torch.device("cpu")
-# dropout, Adam's moments, crops and batch statistics: everything a probe could disturb
-EXPERIMENT = Experiment(
-    data="digits", model="convnet", norm="batch", optimizer="adam", learning_rate=1e-3,
-    augment="crop_flip", num_train=96, num_validation=40, batch_size=16, epochs=3, image_size=16,
-)  # fmt: skip
-
-
-@pytest.fixture
-def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Probe every second step."""
-    monkeypatch.setattr(probes, "EVERY", 2)
 
 
 def recorded(model: nn.Module, x: torch.Tensor, probe: str) -> dict[str, dict[str, Any]]:
@@ -53,22 +24,6 @@ def recorded(model: nn.Module, x: torch.Tensor, probe: str) -> dict[str, dict[st
         if y.requires_grad:
             y.sum().backward()
     return {found["layer"]: found for found in recorder.take()}
-
-
-def trained(root: Path, experiment: Experiment, report: Any = None) -> Run:
-    run = Run.create(root, experiment)
-    train.train(run, device=CPU, report=report)
-    return run
-
-
-def tensors(run: Run) -> dict[str, torch.Tensor]:
-    return checkpoint.load(run.path / "checkpoints" / "last")[0]
-
-
-def events(run: Run, *, probed: bool) -> list[dict[str, Any]]:
-    """Events without the seconds they took: the probes, or the others."""
-    found = [e for e in run.events() if (e["event"] == "probe") == probed]
-    return [{k: v for k, v in e.items() if not k.startswith("seconds")} for e in found]
 
 
 # What is measured
@@ -198,7 +153,7 @@ def test_other_precisions_are_recorded(dtype):
 
 @pytest.mark.parametrize("value", [math.inf, math.nan], ids=str)
 def test_values_that_are_not_finite_become_null(tmp_path, value):
-    run = Run.create(tmp_path, EXPERIMENT)
+    run = Run.create(tmp_path, Experiment())
     layer = normlab.norm("batch", 3)
     layer.num_batches_tracked.fill_(1)
     found = recorded(nn.Sequential(layer), torch.full((2, 3), value), "0")
@@ -323,336 +278,8 @@ def test_hooks_leave_nothing_behind():
     assert list(model.state_dict()) == keys
 
 
-# While training
-
-
-@pytest.mark.parametrize("norm", ["batch", "torch_bn", "group:32", "none"])
-@pytest.mark.usefixtures("often")
-def test_training_has_the_same_bits_with_probes_and_without(tmp_path, norm):
-    plain = EXPERIMENT.replace(norm=norm)
-    runs = trained(tmp_path, plain), trained(tmp_path, plain.replace(probe="*,features"))
-    assert events(runs[0], probed=False) == events(runs[1], probed=False)
-    assert not events(runs[0], probed=True)
-    assert events(runs[1], probed=True)
-    ours, theirs = map(tensors, runs)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
-
-
-@pytest.mark.usefixtures("often")
-def test_parts_of_a_batch_are_recorded_by_the_first(tmp_path):
-    e = EXPERIMENT.replace(probe="0", augment="none", epochs=1, accumulate=2)
-    found = read(trained(tmp_path, e))
-    assert [(p.epoch, p.step, p.samples) for p in found] == [(1, 0, 0), (1, 2, 32), (1, 4, 64)]
-    images, _ = train.load_data(e.data, e.image_size, e.validation, e.num_train, e.num_validation)
-    first = next(batches(images, 16, seed=e.seed, epoch=0, augment="none")).images[:8]
-    x = Input.of(images).prepare(first, CPU)  # layer 0 adds a border of zeros
-    assert found[0].mean == pytest.approx(x.mean().item() * 16**2 / 18**2, rel=1e-5)
-
-
-@pytest.mark.usefixtures("often")
-@pytest.mark.parametrize("step", [1, 2, 3, 9], ids=lambda s: f"F15: after step {s} of 18")
-def test_interrupted_run_has_the_same_probes(tmp_path, step):
-    def interrupt(progress: train.Progress) -> None:
-        if progress.step == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    experiment = EXPERIMENT.replace(probe="*,features")
-    whole = trained(tmp_path / "whole", experiment)
-    run = trained(tmp_path / "parts", experiment, interrupt)
-    assert run.status["state"] == "interrupted"
-    assert train.train(run, device=CPU) == "finished"
-    assert events(run, probed=True) == events(whole, probed=True)
-    assert events(run, probed=False) == events(whole, probed=False)
-
-
-@pytest.mark.usefixtures("often")
-def test_killed_run_has_the_same_probes(tmp_path):
-    """Those written after the last checkpoint are forgotten and made again."""
-    experiment = EXPERIMENT.replace(probe="2")
-    whole = trained(tmp_path / "whole", experiment)
-
-    class Killed(BaseException):
-        pass
-
-    def kill(progress: train.Progress) -> None:
-        if progress.step == 11:
-            raise Killed
-
-    with pytest.raises(Killed):
-        trained(tmp_path / "parts", experiment, kill)
-    run = Run.create(tmp_path / "parts", experiment)
-    assert [p.step for p in read(run)] == [0, 2, 4, 6, 8, 10]
-    train.train(run, device=CPU)
-    assert events(run, probed=True) == events(whole, probed=True)
-
-
-@pytest.mark.usefixtures("often")
-def test_diverging_step_is_recorded(tmp_path):
-    run = trained(
-        tmp_path,
-        EXPERIMENT.replace(
-            probe="features", norm="none", optimizer="sgd", learning_rate=1e6, warmup=0.0
-        ),
-    )
-    assert run.status["state"] == "diverged"
-    assert read(run)[0].step == 0
-
-
-@pytest.mark.parametrize(
-    ("num_batches", "expected"),
-    [
-        pytest.param(1, 64, id="1 step an epoch"),
-        pytest.param(125, 64, id="125 steps an epoch"),
-        pytest.param(1250, 157, id="1250 steps: 8 an epoch"),
-    ],
-)
-def test_probes_are_seldom_enough_to_be_cheap(num_batches, expected):
-    recorder = probes.Recorder(nn.Sequential(nn.Identity()), "0")
-    due = [step for step in range(1000) if recorder.due(step, num_batches)]
-    assert due == list(range(0, 1000, expected))
-
-
-@pytest.mark.slow
-def test_probes_of_all_layers_cost_little_of_an_epoch():
-    """5 % of the steps between two; measured on a network with small maps, where they cost most."""
-    model = models.build("cifar_resnet:8", 10, norm="batch").train()
-    recorder = probes.Recorder(model, "*,features")
-    x = torch.randn(32, 3, 12, 12)
-
-    def seconds(step: int) -> float:
-        best = math.inf
-        for _ in range(30):
-            started = time.perf_counter()
-            with recorder.watching(step, 1):
-                model(x).sum().backward()
-            recorder.take()
-            best = min(best, time.perf_counter() - started)
-        return best
-
-    plain, probed = seconds(1), seconds(0)
-    assert probed - plain < 0.05 * probes.EVERY * plain
-
-
-def test_probe_keeps_the_names_of_runs_without():
-    assert Experiment().id == Experiment(probe=None).id != Experiment(probe="features").id
-
-
-# What is read
-
-
-def written(root: Path, *lines: dict[str, Any]) -> Run:
-    run = Run.create(root, Experiment())
-    (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return run
-
-
-EVENT = {
-    "event": "probe", "epoch": 2, "step": 64, "samples": 2048, "layer": "bn1", "place": "input",
-    "percentiles": {"1": -2.0, "20": -1.0, "80": 1.0, "99": 2.5}, "mean": 0.5, "noise": 0.25,
-}  # fmt: skip
-PROBE = Probe(
-    2, 64, 2048, "bn1", "input", {1: -2.0, 20: -1.0, 80: 1.0, 99: 2.5}, mean=0.5, noise=0.25
-)
-
-
-def test_probes_are_read_as_they_were_written(tmp_path):
-    run = written(tmp_path, {"event": "start"}, EVENT, {"event": "epoch"})
-    assert read(run) == [PROBE]
-    assert PROBE.fan == (-2.0, -1.0, 1.0, 2.5)
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        pytest.param({"mean": None}, replace(PROBE, mean=None), id="null"),
-        pytest.param({"mean": 10**400}, replace(PROBE, mean=None), id="too large"),
-        pytest.param({"step": -1}, None, id="a negative step"),
-        pytest.param({"mean": "0.5"}, replace(PROBE, mean=None), id="text"),
-        pytest.param({"mean": True}, replace(PROBE, mean=None), id="a boolean"),
-        pytest.param(
-            {"percentiles": [1]}, replace(PROBE, percentiles=dict.fromkeys((1, 20, 80, 99))),
-            id="percentiles of another kind",
-        ),
-        pytest.param({"unknown": 7}, PROBE, id="a field of the future"),
-        pytest.param({"layer": None}, None, id="without a layer"),
-        pytest.param({"step": "x"}, None, id="without a step"),
-    ],
-)  # fmt: skip
-def test_damaged_probes_lose_only_what_is_damaged(tmp_path, change, expected):
-    assert read(written(tmp_path, {**EVENT, **change})) == ([] if expected is None else [expected])
-
-
-def test_half_written_probe_is_left_out_in_silence(tmp_path):
-    run = written(tmp_path, EVENT)
-    with (run.path / "metrics.jsonl").open("a") as file:
-        file.write('{"event": "probe", "layer"')
-    assert read(run) == [PROBE]
-
-
-def test_medians_are_over_the_seeds_that_have_the_number():
-    def seed(step: int, mean: float | None, low: float | None) -> Probe:
-        return replace(PROBE, step=step, mean=mean, percentiles={**PROBE.percentiles, 1: low})
-
-    seeds = [
-        [seed(0, 1.0, -1.0), seed(64, 1.0, -1.0)],
-        [seed(0, 5.0, -9.0), seed(64, None, None)],
-        [seed(0, 2.0, -2.0)],  # diverged
-    ]
-    found = medians(seeds)
-    assert [(p.step, p.mean, p.percentiles[1]) for p in found] == [(0, 2, -2), (64, 1, -1)]
-    assert found[0].gap is None
-
-
-def test_probes_are_read_without_torch():
-    code = "import sys, normlab.lab.report.probes; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"torch", "numpy"} & set(done.stdout.split())
-
-
-# What is shown
-
-
-def written_sweep(root: Path) -> list[Run]:
-    """Runs of two norms and three seeds; layer bn1 is at ± seed with batch, a tenth with none."""
-    runs = []
-    for norm, size in (("batch", 1.0), ("none", 0.1)):
-        for seed in (1, 2, 9):
-            run = Run.create(root, Experiment(norm=norm, seed=seed, probe="bn1,features"))
-            run.set_status("finished")
-            for layer, place in (("bn1", "input"), ("features", "features")):
-                for step in (0, 64):
-                    high = seed * size + step
-                    percentiles = {"1": -high, "20": -high / 2, "80": high / 2, "99": high}
-                    fields = {"layer": layer, "place": place, "percentiles": percentiles}
-                    where = {"epoch": 1, "step": step, "samples": 32 * step}
-                    run.log_all("probe", [{**where, **fields, "mean": 0.0}])
-            runs.append(run)
-    return runs
-
-
-def drawn(runs: list[Run]) -> Section:
-    found = section(analyse(runs), runs)
-    assert found is not None
-    return found
-
-
-def test_fans_are_medians_of_the_seeds_norm_beside_norm(tmp_path):
-    found = drawn(written_sweep(tmp_path))
-    assert [f.title for f in found.figures] == ["bn1, before the norm", "Pooled features"]
-    assert found.figures[0].table.rows == (
-        ("batch", "0", "−2", "−1", "1", "2"),
-        ("batch", "2,048", "−66", "−33", "33", "66"),
-        ("none", "0", "−0.2", "−0.1", "0.1", "0.2"),
-        ("none", "2,048", "−64.2", "−32.1", "32.1", "64.2"),
-    )
-    assert found.sentences[0] == (
-        "bn1, before the norm: in the end, 98 % of the values lie between −66 and 66 with batch; "
-        "−64.2 and 64.2 with none."
-    )
-
-
-def test_fans_of_other_sizes_have_axes_of_their_own(tmp_path):
-    runs = written_sweep(tmp_path)
-    assert "share one axis" in drawn(runs).figures[0].note
-    for run in runs:
-        lines = (run.path / "metrics.jsonl").read_text().splitlines(keepends=True)
-        (run.path / "metrics.jsonl").write_text(
-            "".join(line for line in lines if '"step": 0' in line)
-        )
-    assert "an axis of its own" in drawn(runs).figures[0].note
-
-
-def test_drawings_are_well_formed_and_as_wide_as_said(tmp_path):
-    for figure in drawn(written_sweep(tmp_path)).figures:
-        for svg, width in ((figure.svg, 720), (figure.narrow, 360)):
-            root = ElementTree.fromstring(svg)
-            assert root.get("viewBox", "").split()[2] == str(width)
-            said = [t.text for t in root.iter("title")]
-            assert "batch, after 2,048 images. 1 %: −66, 20 %: −33, 80 %: 33, 99 %: 66" in said
-
-
-@pytest.mark.parametrize(
-    "size", [0.0, 1e-30, 1e30, 1e299], ids=["all equal", "tiny", "huge", "near the largest"]
-)
-def test_fans_of_any_size_are_drawn(tmp_path, size):
-    run = Run.create(tmp_path, Experiment(probe="bn1"))
-    percentiles = {"1": -size, "20": 0.0, "80": 0.0, "99": size}
-    run.log_all("probe", [{**EVENT, "percentiles": percentiles, "step": s} for s in (0, 64)])
-    svg = drawn([run]).figures[0].svg
-    assert not re.search("nan|inf", svg, re.IGNORECASE)
-    texts = ElementTree.fromstring(svg).iter("text")
-    ticks = [t.text for t in texts if t.get("class") == "tick end"]
-    assert len(ticks) == len(set(ticks)) > 2
-
-
-def test_runs_without_percentiles_have_a_table_only(tmp_path):
-    run = Run.create(tmp_path, Experiment(probe="bn1"))
-    run.log_all("probe", [{**EVENT, "percentiles": None}])
-    found = drawn([run])
-    assert not found.figures
-    assert found.tables[0].rows[0][:3] == ("bn1, before the norm", "group", "—")
-
-
-def test_runs_without_probes_have_no_section(tmp_path):
-    run = Run.create(tmp_path, Experiment())
-    assert section(analyse([run]), [run]) is None
-    run = Run.create(tmp_path, Experiment(probe="bn1"))
-    assert section(analyse([run]), [run]) is None
-
-
-def test_damaged_run_leaves_the_others(tmp_path):
-    runs = written_sweep(tmp_path)
-    (runs[0].path / "metrics.jsonl").write_text("{\n")
-    (runs[1].path / "metrics.jsonl").unlink()
-    assert drawn(runs).figures[0].table.rows[0] == ("batch", "0", "−9", "−4.5", "4.5", "9")
-
-
-def test_many_layers_are_drawn_in_part_and_listed_in_full(tmp_path):
-    run = Run.create(tmp_path, Experiment(probe="*"))
-    run.log_all("probe", [{**EVENT, "layer": f"bn{i}"} for i in range(40)])
-    found = drawn([run])
-    assert len(found.figures) == 8
-    assert [found.figures[i].title for i in (0, -1)] == [f"bn{i}, before the norm" for i in (0, 39)]
-    assert len(found.folded[0].rows) == 40
-
-
-def test_hostile_names_stay_text(tmp_path):
-    run = Run.create(tmp_path, Experiment(probe="*"))
-    name = "</title><script>alert(1)</script>\u202e"
-    run.log_all("probe", [{**EVENT, "layer": name}])
-    figure = drawn([run]).figures[0]
-    tags = {e.tag for e in ElementTree.fromstring(figure.svg).iter()}
-    assert not {"script"} & tags
-    assert "\u202e" not in figure.svg
-
-
-# The network of the experiment
-
-
-@pytest.mark.parametrize(("variant", "layers"), [("11", 9), ("13:8", 11), ("16", 14), ("19:4", 17)])
-def test_vgg_has_a_norm_after_every_convolution(variant, layers):
-    with torch.device("meta"):
-        model = models.build(f"vgg:{variant}", 10)
-    kinds = [type(m).__name__ for m in model]
-    assert sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model) == layers
-    after = [kinds[i + 1 : i + 3] for i, kind in enumerate(kinds) if kind == "Conv2d"]
-    assert after == [["TorchBatchNorm", "ReLU"]] * (layers - 1)
-
-
 def test_vgg_responses_are_called_as_in_the_paper():
     model = models.build("vgg:16:4", 10, norm="none")
     found = recorded(model, torch.randn(2, 3, 32, 32), "conv5_3,norm5_3")
     assert found["norm5_3"]["percentiles"] == found["conv5_3"]["percentiles"]
     assert model.conv5_3.out_channels == 32
-
-
-@pytest.mark.parametrize("size", [1, 8, 28, 33], ids="{} pixels".format)
-def test_vgg_takes_images_of_any_size(size):
-    assert models.build("vgg:11:4", 7, norm="layer")(torch.randn(2, 3, size, size)).shape == (2, 7)
-
-
-@pytest.mark.parametrize("variant", ["", "12", "16:0", "16:x", "16:4:4", "16:99999"])
-def test_other_vggs_are_refused(variant):
-    with pytest.raises(LookupError, match="there are vgg:11, vgg:13, vgg:16, vgg:19"):
-        models.build(f"vgg:{variant}", 10)

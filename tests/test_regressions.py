@@ -394,8 +394,3 @@ def test_element_computed_by_hand_is_that_of_the_layer():
     for layer in (norms.norm("group:2", 4), normlab.nn.GroupNorm(2, 4)):
         assert layer(x)[0, 0, 0].item() == pytest.approx(-1.5 / (1.25 + 1e-5) ** 0.5, abs=1e-6)
         assert layer(x)[0, 2, 0].item() == pytest.approx(-1.5 / (1.25 + 1e-5) ** 0.5, abs=1e-6)
-
-
-@pytest.mark.parametrize(("channels", "groups"), [(64, 4), (16, 1), (58, 2), (24, 2), (7, 1)])
-def test_default_groups_have_about_sixteen_channels(channels, groups):
-    assert norms.norm("group", channels).num_groups == groups

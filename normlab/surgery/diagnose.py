@@ -26,6 +26,7 @@ from normlab.surgery.findings import Finding, Score, find
 from normlab.surgery.freeze import freeze, is_frozen, unfreeze
 from normlab.surgery.layers import Site, SurgeryError, show_leaves
 from normlab.surgery.population import is_tracked
+from normlab.surgery.tables import table
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -203,7 +204,7 @@ _LEGEND = (
 
 def _table(norms: Iterable[Facts]) -> str:
     rows = [_row(facts) for facts in norms]
-    return f"{_aligned([_COLUMNS, *rows])}\n{_LEGEND}"
+    return "\n".join([*table(_COLUMNS, rows), _LEGEND])
 
 
 def _row(facts: Facts) -> tuple[str, ...]:
@@ -235,9 +236,4 @@ def _table_of_scores(scores: dict[str, Score]) -> str:
         )
         for name, s in scores.items()
     ]
-    return _aligned([("statistics", "top-1", "loss"), *rows])
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows)
+    return "\n".join(table(("statistics", "top-1", "loss"), rows))

@@ -20,6 +20,7 @@ from normlab.surgery.chain import Folded, Plan, is_ours
 from normlab.surgery.graph import blocks, twin_of
 from normlab.surgery.layers import SurgeryError, Where, matches, show_leaves, sites
 from normlab.surgery.steps import activations_left, norm_of, rewrite, show, steps_after
+from normlab.surgery.tables import aligned
 
 # exact types: a subclass may do more in its forward than normalize
 _FAST = {getattr(nn, name): getattr(normlab.nn, name) for name in normlab.nn.__all__}
@@ -64,9 +65,9 @@ class Fusion:
     def __str__(self) -> str:
         rows = [(n.name or "the model", n.kind, n.takes or n.reason) for n in self.norms]
         rows += [(a.name, a.kind, f"left: {a.reason}") for a in self.activations]
-        widths = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
-        lines = [f"{a:{widths[0]}}  {b:{widths[1]}}  {c}" for a, b, c in rows]
-        return "\n".join([*lines, ", ".join(f"{n} {what}" for what, n in self.counts.items())])
+        return "\n".join(
+            [*aligned(rows), ", ".join(f"{n} {what}" for what, n in self.counts.items())]
+        )
 
 
 @dataclass(frozen=True)

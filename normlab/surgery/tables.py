@@ -9,8 +9,12 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     >>> table(["layer", "to"], [["bn1", "group"]])
     ['layer  to', 'bn1    group']
     """
-    widths = [max(map(len, column)) for column in zip(titles, *rows)]
+    return aligned([titles, *rows])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The same without titles."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
     return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
-        for row in (titles, *rows)
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
     ]

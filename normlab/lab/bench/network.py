@@ -108,8 +108,6 @@ def measure_network(
         key: functools.partial(_step, model, x, labels, network.backward)
         for key, model in built.items()
     }
-    for step in steps.values():
-        step()
     seen = inputs_of_norms(built[AS_WRITTEN, "batch"], names_of_norms(built), x)
     alone: dict[Key, Call] = {
         key: functools.partial(_replay, model, seen, network.backward)
