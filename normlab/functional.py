@@ -290,6 +290,7 @@ def with_running(
     activation: str | None = None,
     residual: Tensor | None = None,
     recompute: bool = False,
+    center: bool = True,
 ) -> Tensor:
     """Normalize by the statistics of x and move the running ones, or by the running ones.
 
@@ -297,6 +298,7 @@ def with_running(
         pattern: with its sizes written in; running statistics average over axes it keeps besides
             the channels, and are the same for all channels of a group.
         training: use the statistics of x.
+        center: subtract the mean; without, running_var is the mean square.
     """
     check_running(x, running_mean, running_var, training)
     if not training:
@@ -307,10 +309,12 @@ def with_running(
         )
     check_movable(running_mean)
     check_count(x.shape, pattern)
-    y, statistics = _normalize(x, pattern, weight, bias, eps, activation, residual, recompute)
+    y, statistics = _normalize(
+        x, pattern, weight, bias, eps, activation, residual, recompute, center
+    )
     if running_mean is not None and running_var is not None and x.numel():
         geometry = patterns.geometry(pattern, x.shape)
-        unbiased = geometry.count / (geometry.count - 1)
+        unbiased = geometry.count / (geometry.count - center)
         seen = _per_channel(statistics.detach(), geometry)
         ops.track(running_mean, running_var, seen, momentum, unbiased)
     return y

@@ -60,6 +60,7 @@ class Norm(nn.Module):
     # what may follow the name and a colon in a spec: "" is the option of a bare value
     spec_options: ClassVar[dict[str, str]] = {}
     can_recompute: ClassVar[bool] = True  # y is one function of x and its statistics
+    center: ClassVar[bool] = True  # subtract the mean; False is root-mean-square normalization
     _version = 2  # of the state_dict: 2 has num_batches_tracked, as in torch
 
     running_mean: Tensor | None
@@ -133,12 +134,13 @@ class Norm(nn.Module):
             return functional.normalize(
                 x, self.pattern, self.weight, self.bias,
                 eps=self.eps, activation=self.activation, residual=residual,
-                recompute=self.recompute,
+                recompute=self.recompute, center=self.center,
             )  # fmt: skip
         y = functional.with_running(
             x, self.pattern, self.running_mean, self.running_var, self.weight, self.bias,
             training=self.training, momentum=next_momentum(self), eps=self.eps,
             activation=self.activation, residual=residual, recompute=self.recompute,
+            center=self.center,
         )  # fmt: skip
         count_batch(self)
         return y

@@ -4,11 +4,13 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import definitions_batch
+import definitions_sample
 import torch
+from definitions import one_pattern
 from torch import Tensor
 
 from normlab import functional, norms, reference
-from normlab.functional import PER_CHANNEL
 from normlab.layer import Norm
 
 # multiples of the machine epsilon an error may have
@@ -46,52 +48,10 @@ def assert_within(
 
 def definition(layer: Norm, x: Tensor, residual: Tensor | None = None) -> Tensor:
     """What a layer computes, in float64: its equation, executed literally."""
-    return _COMPOSED.get(layer.name, _one_pattern)(layer, x, residual)
+    return _COMPOSED.get(layer.name, one_pattern)(layer, x, residual)
 
 
-def _one_pattern(layer: Norm, x: Tensor, residual: Tensor | None) -> Tensor:
-    return reference.normalize(
-        x, _pattern(layer), layer.weight, layer.bias,
-        eps=layer.eps, activation=layer.activation, residual=residual, statistics=_running(layer),
-    )  # fmt: skip
-
-
-def _batch_instance(layer: Norm, x: Tensor, residual: Tensor | None) -> Tensor:
-    batch = reference.normalize(x, _pattern(layer), eps=layer.eps, statistics=_running(layer))
-    instance = reference.normalize(x, "n c ... -> n c", eps=layer.eps)
-    gate, weight, bias = (
-        None if p is None else p.double().reshape(-1, *[1] * (x.dim() - 2))
-        for p in (layer.gate, layer.weight, layer.bias)
-    )
-    y = gate * batch + (1 - gate) * instance
-    y = y if weight is None else y * weight
-    y = y if bias is None else y + bias
-    return reference.ACTIVATIONS[layer.activation or "none"](
-        y if residual is None else y + residual
-    )
-
-
-def _none(layer: Norm, x: Tensor, residual: Tensor | None) -> Tensor:
-    y = x.double()
-    return reference.ACTIVATIONS[layer.activation or "none"](
-        y if residual is None else y + residual
-    )
-
-
-_COMPOSED: dict[str, Callable[[Norm, Tensor, Tensor | None], Tensor]] = {
-    "batch_instance": _batch_instance,
-    "none": _none,
-}
-
-
-def _running(layer: Norm) -> tuple[Tensor, Tensor] | None:
-    if layer.training or not layer.track_running_stats:
-        return None
-    return layer.running_mean, layer.running_var
-
-
-def _pattern(layer: Norm) -> str:
-    return layer.pattern if _running(layer) is None else PER_CHANNEL
+_COMPOSED = {**definitions_batch.DEFINITIONS, **definitions_sample.DEFINITIONS}
 
 
 NUM_CHANNELS = 6
