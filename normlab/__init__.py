@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from normlab.surgery.freeze import freeze, unfreeze
     from normlab.surgery.fuse import fuse
     from normlab.surgery.standardize import weight_standardize
+    from normlab.surgery.synchronize import synchronize, unsynchronize
 
 
 __version__ = "0.1.0"
@@ -44,7 +45,9 @@ __all__ = [
     "norm",
     "norms",
     "surgery",
+    "synchronize",
     "unfreeze",
+    "unsynchronize",
     "weight_standardize",
 ]
 
@@ -59,7 +62,9 @@ _HOMES = {
     "freeze": "normlab.surgery",
     "fuse": "normlab.surgery",
     "norm": "normlab.norms",
+    "synchronize": "normlab.surgery",
     "unfreeze": "normlab.surgery",
+    "unsynchronize": "normlab.surgery",
     "weight_standardize": "normlab.surgery",
 }
 

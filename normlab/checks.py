@@ -103,15 +103,35 @@ def check_count(shape: Sequence[int], pattern: str) -> None:
         if "n" not in kept
         else ("instance", "sample and channel", "a larger input or group norm")
         if kept == ("n", "c")
+        else ("position", "sample and position", "more channels")
+        if "c" not in kept and "g" not in kept and len(kept) > 1
         else ("group", "group", "a larger input or fewer groups")
     )
-    if norm == "group" and shape[0] > 1:
+    if norm in ("group", "position") and shape[0] > 1:
         return
     raise ValueError(
         f"Expected more than 1 value per channel when training, got input size {list(shape)}: "
         f"{norm} norm got one value per {per} (shape {show(shape)}); its variance would be 0. "
         f"Use {instead}."
     )
+
+
+def check_joinable(pattern: str) -> None:
+    """Raise unless statistics can be those of several processes' samples."""
+    parsed = patterns.parse(pattern)
+    if any(name in parsed.kept for name in parsed.axes[0]):
+        raise ValueError(
+            f'statistics "{pattern}" are of single samples, or of parts of a batch, which other '
+            "processes have no part in; leave out the synchronization"
+        )
+
+
+def refuse_mask(name: str, mask: Tensor | None) -> None:
+    """Raise where a norm that knows no masks is given one."""
+    if mask is not None:
+        raise ValueError(
+            f"norm {name!r} takes no mask; norms that are one pattern do, such as batch and group"
+        )
 
 
 def check_tensors(

@@ -19,7 +19,7 @@ except ImportError:
 
 from normlab import flags, launch, measure, operate
 from normlab.lab.address import AddressError
-from normlab.lab.experiment import Experiment, ExperimentError, Sweep
+from normlab.lab.experiment import Experiment, ExperimentError
 from normlab.launch import UsageError
 
 Runs = Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -180,6 +180,8 @@ def report(
     out: Path | None = None,
     title: str = "",
     format: Literal["html", "md", "csv", "json", "png", "svg", "pdf"] = "html",
+    by: Literal["samples", "epochs", "steps"] = "samples",
+    last: int | None = None,
     watch: bool = False,
 ) -> int:
     """Write the report of runs that are there, finished or not.
@@ -190,14 +192,25 @@ def report(
             for figures and for a CSV file of each table.
         title: Headline of the page.
         format: html: the page; md, csv, json: the numbers; png, svg, pdf: figures for papers.
+        by: What error curves are drawn against; on the page a reader can choose.
+        last: Epochs at the end whose median is a run's result; None: 3.
         watch: Show it in a browser on this machine and keep it up to date, until Ctrl-C.
     """
+    from normlab.lab.analysis import LAST_EPOCHS, analyse
+
+    last = LAST_EPOCHS if last is None else last
+    if last < 1:
+        raise UsageError(f"--last is a number of epochs, at least 1, not {last}")
+    title = title or "Runs"
     if watch and format != "html":
         raise UsageError(f"--watch shows the page, not {format}; leave out one of them")
     if watch:
         from normlab.lab.report import serve
 
-        return serve.watch(runs, title=title or "Runs", out=out, say=partial(print, flush=True))
+        say = partial(print, flush=True)
+        return serve.watch(runs, title=title, out=out, say=say, by=by, last=last)
+    from normlab.lab import report as pages
+    from normlab.lab.report import console
     from normlab.lab.runs import Run, find
 
     found, damaged = [], []
@@ -208,17 +221,19 @@ def report(
         inside, broken = find(path)
         found += inside
         damaged += broken
+    analysis = analyse(found, damaged, last=last)
     if format != "html":
-        from normlab.lab.analysis import analyse
         from normlab.lab.report import formats
 
-        made = formats.export(analyse(found, damaged), format, title=title, out=out, folder=runs[0])
+        made = formats.export(analysis, format, title=title, out=out, folder=runs[0], by=by)
         for file in made:
             Console().print(str(file), markup=False, soft_wrap=True)
         return 0
-    launch.write_report(
-        found, damaged, Sweep(title=title or "Runs", experiments=()), out or runs[0]
-    )
+    console.print_findings(Console(), analysis)
+    out = out or runs[0]
+    file = out if out.suffix == ".html" else out / "report.html"
+    pages.build(found, damaged, title=title, note="", out=file, by=by, last=last)
+    Console().print(f"\nreport: {file}", markup=False, soft_wrap=True)
     return 0
 
 
@@ -308,11 +323,21 @@ def data(
     return 0
 
 
-def norms() -> int:
-    """List the norms: name, what is averaged, where it comes from."""
-    from normlab.lab.report import console, listings
+def norms(name: Annotated[str | None, tyro.conf.Positional] = None) -> int:
+    """List the norms, or explain one: equation, arguments, paper, what it averages over.
 
-    console.print_tables(Console(), [listings.catalogue()])
+    Args:
+        name: group, group:8, ws, group+ws or one of yours, my_norms.bands; None: all.
+    """
+    from normlab.lab.report import catalogue
+
+    console = Console()
+    if name is None:
+        catalogue.show(console)
+    else:
+        console.print(
+            catalogue.explain(name, console.width), markup=False, highlight=False, soft_wrap=True
+        )
     return 0
 
 

@@ -7,23 +7,21 @@ no y for their backward pass, but rebuild it then. `normalize` takes any pattern
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from normlab import ops
 from normlab import pattern as patterns
 from normlab.checks import (
     check_count,
     check_dense,
     check_groups,
-    check_movable,
+    check_joinable,
     check_rank,
-    check_running,
-    check_tensors,
 )
-from normlab.pattern import Geometry, show
-from normlab.recompute import check_recompute, rebuildable
+from normlab.pattern import show
+from normlab.running import PER_CHANNEL, apart, normalized, with_running
 
 __all__ = [
     "batch_norm",
@@ -33,8 +31,6 @@ __all__ = [
     "normalize",
     "rms_norm",
 ]
-
-PER_CHANNEL = "n c ... -> c"  # what running statistics are kept over, whatever the pattern
 
 
 def normalize(
@@ -48,6 +44,8 @@ def normalize(
     residual: Tensor | None = None,
     recompute: bool = False,
     center: bool = True,
+    mask: Tensor | None = None,
+    process_group: Any = None,
     **sizes: int,
 ) -> Tensor:
     """Normalize over whatever a pattern drops.
@@ -64,6 +62,11 @@ def normalize(
         recompute: what later layers save of y is rebuilt from x in the backward pass, bit for bit;
             see `normlab.recompute`.
         center: subtract the mean; False is root-mean-square normalization.
+        mask: of booleans, True where a value of x counts; (N, ...) without the channel axis, or
+            broadcasting to x. What it leaves out has no part in any statistic or gradient, and
+            y = activation(bias + residual) there.
+        process_group: of torch.distributed, whose batches have their statistics in common; the
+            pattern must drop n. One collective forward, one backward.
         sizes: of axes named in the pattern, as g=8.
 
     Shape: (N, C, ...) -> (N, C, ...), same type and memory format. Elements are computed in
@@ -81,7 +84,12 @@ def normalize(
     """
     check_rank(x)
     text = patterns.bind(pattern, **sizes)
-    return _normalize(x, text, weight, bias, eps, activation, residual, recompute, center)[0]
+    given = (x, text, weight, bias, eps, activation, residual, recompute, center)
+    if mask is None and process_group is None:
+        return normalized(*given)[0]
+    if process_group is not None:
+        check_joinable(text)
+    return apart(*given, mask, process_group)[0]
 
 
 def batch_norm(
@@ -195,7 +203,7 @@ def group_norm(
     check_rank(input)
     remembered = patterns.are_plain(input.shape)
     pattern = (_groups_once if remembered else _groups)(input.shape, num_groups)
-    return _normalize(input, pattern, weight, bias, eps, activation, residual, recompute)[0]
+    return normalized(input, pattern, weight, bias, eps, activation, residual, recompute)[0]
 
 
 def _groups(shape: torch.Size, num_groups: int) -> str:
@@ -276,90 +284,6 @@ def rms_norm(
     )
 
 
-def with_running(
-    x: Tensor,
-    pattern: str,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    *,
-    training: bool,
-    momentum: float | Tensor = 0.1,
-    eps: float = 1e-5,
-    activation: str | None = None,
-    residual: Tensor | None = None,
-    recompute: bool = False,
-    center: bool = True,
-) -> Tensor:
-    """Normalize by the statistics of x and move the running ones, or by the running ones.
-
-    Args:
-        pattern: with its sizes written in; running statistics average over axes it keeps besides
-            the channels, and are the same for all channels of a group.
-        training: use the statistics of x.
-        center: subtract the mean; without, running_var is the mean square.
-    """
-    check_running(x, running_mean, running_var, training)
-    if not training:
-        assert running_mean is not None
-        assert running_var is not None
-        return _apply(
-            x, running_mean, running_var, weight, bias, eps, activation, residual, recompute
-        )
-    check_movable(running_mean)
-    check_count(x.shape, pattern)
-    y, statistics = _normalize(
-        x, pattern, weight, bias, eps, activation, residual, recompute, center
-    )
-    if running_mean is not None and running_var is not None and x.numel():
-        geometry = patterns.geometry(pattern, x.shape)
-        unbiased = geometry.count / (geometry.count - center)
-        seen = _per_channel(statistics.detach(), geometry)
-        ops.track(running_mean, running_var, seen, momentum, unbiased)
-    return y
-
-
-def _normalize(
-    x: Tensor,
-    pattern: str,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
-    residual: Tensor | None,
-    recompute: bool,
-    center: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """y and its statistics; the one way into `ops.normalize`, for x of a rank that was checked."""
-    check_tensors(x, residual, activation, weight=weight, bias=bias)
-    check_recompute(recompute)
-    how = activation or "none"
-    y, statistics = ops.normalize(x, weight, bias, residual, pattern, eps, center, how)
-    if recompute:
-        y = rebuildable(y, ops.rebuild, x, weight, bias, residual, statistics, pattern, how)
-    return y, statistics
-
-
-def _apply(
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
-    residual: Tensor | None,
-    recompute: bool,
-) -> Tensor:
-    """y under per-channel statistics; the one way into `ops.apply`."""
-    check_tensors(x, residual, activation, weight=weight, bias=bias)
-    check_recompute(recompute)
-    given = (x, mean, var, weight, bias, residual, PER_CHANNEL, eps, activation or "none")
-    y = ops.apply(*given)
-    return rebuildable(y, ops.apply, *given) if recompute else y
-
-
 def _last_axes(
     x: Tensor,
     normalized_shape: Sequence[int],
@@ -384,21 +308,10 @@ def _last_axes(
                 f"expected {name} of shape {show(last)}, got {show(parameter.shape)}"
             )
     rows = (patterns.product(x.shape[: -len(last)]), patterns.product(last))
-    y, _ = _normalize(
+    y, _ = normalized(
         x.reshape(rows), "n c -> n",
         None if weight is None else weight.reshape(-1),
         None if bias is None else bias.reshape(-1),
         eps, activation, None if residual is None else residual.reshape(rows), recompute, center,
     )  # fmt: skip
     return y.reshape(x.shape)
-
-
-def _per_channel(statistics: Tensor, geometry: Geometry) -> Tensor:
-    """(3, C) out of the kept sizes: averaged over other axes, repeated within a group."""
-    channels = geometry.channels
-    if geometry.statistics == tuple(geometry.split[i] for i in channels):
-        return statistics if len(channels) == 1 else statistics.flatten(1)
-    sizes = [geometry.split[i] if i in channels else s for i, s in enumerate(geometry.broadcast)]
-    others = [i + 1 for i in range(len(sizes)) if i not in channels]
-    spread = statistics.reshape(3, *geometry.broadcast).expand(3, *sizes)
-    return spread.mean(others).flatten(1)

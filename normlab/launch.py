@@ -87,13 +87,10 @@ def write_report(runs: list[Any], damaged: list[Any], sweep: Sweep, out: Path) -
     """Print the tables of runs and write their page."""
     from normlab.lab import report
     from normlab.lab.analysis import analyse
-    from normlab.lab.report import console, sentences, tables
+    from normlab.lab.report import console
 
     shown = Console()
-    found = analyse(runs, damaged)
-    console.print_tables(shown, tables.results(found))
-    for sentence in (*sentences.headline(found), *sentences.about_batch_norm(found)):
-        shown.print(tables.clean(sentence, 5000), markup=False, highlight=False)
+    console.print_findings(shown, analyse(runs, damaged))
     file = out if out.suffix == ".html" else out / "report.html"
     page = report.build(runs, damaged, title=sweep.title, note=sweep.note, out=file)
     shown.print(f"\nreport: {page}", markup=False, soft_wrap=True)

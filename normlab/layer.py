@@ -16,10 +16,12 @@ from normlab.checks import (
     check_channels,
     check_count,
     check_eps,
+    check_joinable,
     check_momentum,
     check_rank,
     refuse_script,
 )
+from normlab.moments import processes
 from normlab.pattern import show
 from normlab.recompute import check_recompute
 
@@ -43,6 +45,8 @@ class Norm(nn.Module):
         momentum: weight of the new batch in the running statistics; None averages all batches.
         track_running_stats: keep running statistics; None does iff the pattern drops n.
         activation: applied last; a name of `normlab.functional.normalize`, or None.
+        synchronize: share statistics in training with the other processes of torch.distributed, or
+            those of the attribute `process_group`; the pattern must drop n.
         recompute: what later layers save of y is rebuilt in the backward pass; see
             `normlab.recompute`.
         sizes: of axes the pattern names.
@@ -60,6 +64,7 @@ class Norm(nn.Module):
     # what may follow the name and a colon in a spec: "" is the option of a bare value
     spec_options: ClassVar[dict[str, str]] = {}
     can_recompute: ClassVar[bool] = True  # y is one function of x and its statistics
+    can_synchronize: ClassVar[bool] = True  # forward takes statistics by its pattern alone
     center: ClassVar[bool] = True  # subtract the mean; False is root-mean-square normalization
     _version = 2  # of the state_dict: 2 has num_batches_tracked, as in torch
 
@@ -71,6 +76,9 @@ class Norm(nn.Module):
 
     def __init_subclass__(cls, *, name: str, aliases: tuple[str, ...] = (), **rest: Any) -> None:
         super().__init_subclass__(**rest)
+        taken = CATALOGUE.get(ALIASES.get(name, name))
+        if taken is not None and taken.__qualname__ != cls.__qualname__:
+            raise ValueError(f"norm {name!r} is {taken.__qualname__} already; choose another name")
         cls.name = name
         CATALOGUE[name] = cls
         ALIASES.update(dict.fromkeys(aliases, name))
@@ -86,6 +94,7 @@ class Norm(nn.Module):
         track_running_stats: bool | None = None,
         activation: str | None = None,
         recompute: bool = False,
+        synchronize: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **sizes: int,
@@ -107,6 +116,12 @@ class Norm(nn.Module):
         self.activation = activation
         self.recompute = recompute
         self.pattern = patterns.bind(self.pattern, **sizes)
+        if synchronize:
+            if not self.can_synchronize:
+                raise ValueError(f"norm {self.name!r} does not synchronize; use sync_batch")
+            check_joinable(self.pattern)
+        self.synchronize = synchronize
+        self.process_group: Any = None  # all processes
         if track_running_stats is None:
             track_running_stats = self.uses_batch()
         self.track_running_stats = track_running_stats
@@ -127,20 +142,25 @@ class Norm(nn.Module):
         """Whether a sample's output depends on the other samples of the batch, in training."""
         return "n" not in patterns.parse(cls.pattern).kept
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Tensor:
+        """y; where a mask (N, ...) is False, x counts for nothing and y is the bias."""
         self.check_input(x)
+        joined = processes(self)
         if not self.track_running_stats:
-            check_count(x.shape, self.pattern)
+            if mask is None and joined is None and self.center:
+                check_count(x.shape, self.pattern)
             return functional.normalize(
                 x, self.pattern, self.weight, self.bias,
                 eps=self.eps, activation=self.activation, residual=residual,
-                recompute=self.recompute, center=self.center,
+                recompute=self.recompute, center=self.center, mask=mask, process_group=joined,
             )  # fmt: skip
         y = functional.with_running(
             x, self.pattern, self.running_mean, self.running_var, self.weight, self.bias,
             training=self.training, momentum=next_momentum(self), eps=self.eps,
             activation=self.activation, residual=residual, recompute=self.recompute,
-            center=self.center,
+            center=self.center, mask=mask, process_group=joined,
         )  # fmt: skip
         count_batch(self)
         return y
@@ -173,6 +193,7 @@ class Norm(nn.Module):
         shown += ["affine=False"] if self.weight is None else []
         shown += [f"momentum={self.momentum}"] if self.track_running_stats else []
         shown += [f"activation={self.activation}"] if self.activation else []
+        shown += ["synchronize=True"] if self.synchronize else []
         shown += ["recompute=True"] if self.recompute else []
         return ", ".join(shown)
 

@@ -20,8 +20,10 @@ from normlab.checks import (
     refuse_script,
 )
 from normlab.layer import count_batch, next_momentum
+from normlab.moments import processes
 from normlab.pattern import show
 from normlab.recompute import check_recompute
+from normlab.running import PER_CHANNEL, with_running
 
 __all__ = [
     "BatchNorm1d",
@@ -33,6 +35,7 @@ __all__ = [
     "InstanceNorm3d",
     "LayerNorm",
     "RMSNorm",
+    "SyncBatchNorm",
 ]
 
 
@@ -63,17 +66,23 @@ class _Activated:
 
 
 class _Batch(_Activated):
-    def forward(self: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    synchronize = False  # with other processes
+
+    def forward(
+        self: Any, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Tensor:
         self._check_input_dim(input)
         # without running statistics a layer in evaluation uses the batch's
         training = self.training or (self.running_mean is None and self.running_var is None)
         tracked = not self.training or self.track_running_stats
-        y = functional.batch_norm(
+        y = with_running(
             input,
+            PER_CHANNEL,
             self.running_mean if tracked else None,
             self.running_var if tracked else None,
-            self.weight, self.bias, training, next_momentum(self), self.eps,
+            self.weight, self.bias, training=training, momentum=next_momentum(self), eps=self.eps,
             activation=self.activation, residual=residual, recompute=self.recompute,
+            mask=mask, process_group=processes(self),
         )  # fmt: skip
         count_batch(self)
         return y
@@ -133,6 +142,36 @@ class BatchNorm3d(_Batch, torch.nn.BatchNorm3d):
     >>> torch.allclose(BatchNorm3d(3)(x), torch.nn.BatchNorm3d(3)(x), atol=1e-5)
     True
     """
+
+
+class SyncBatchNorm(_Batch, torch.nn.SyncBatchNorm):
+    """torch.nn.SyncBatchNorm, with activation, on any device: statistics of all processes' batches.
+
+    Processes may have different numbers of samples, and none. Where torch.distributed is not at
+    work, in evaluation, or in a single process, it is batch norm.
+
+    Shape: (N, C, ...) -> the same.
+
+    >>> x = torch.randn(4, 3, 5, 5)
+    >>> torch.allclose(SyncBatchNorm(3)(x), torch.nn.BatchNorm2d(3)(x), atol=1e-5)
+    True
+    """
+
+    synchronize = True
+
+    @classmethod
+    def convert_sync_batchnorm(
+        cls, module: torch.nn.Module, process_group: Any | None = None
+    ) -> torch.nn.Module:
+        """As torch's: every batch norm of a model replaced; ours, with the activation they had."""
+        made = super().convert_sync_batchnorm(module, process_group)
+        if made is module or type(made) is not torch.nn.SyncBatchNorm:
+            return made
+        new = cls.__new__(cls)
+        vars(new).update(vars(made))
+        new.activation = getattr(module, "activation", None)
+        new.recompute = getattr(module, "recompute", False)
+        return new
 
 
 class InstanceNorm1d(_Instance, torch.nn.InstanceNorm1d):

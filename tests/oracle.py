@@ -11,6 +11,7 @@ from definitions import one_pattern
 from torch import Tensor
 
 from normlab import functional, norms, reference
+from normlab import pattern as patterns
 from normlab.layer import Norm
 
 # multiples of the machine epsilon an error may have
@@ -59,10 +60,23 @@ SHAPES = {
     rank: (4, NUM_CHANNELS, *rest)
     for rank, rest in enumerate([(), (5,), (3, 5), (2, 3, 4), (2, 3, 2, 2)], start=2)
 }
-# every name once; group norm in groups, batch norm also in slices
-SPECS = [{"group": "group:2"}.get(name, name) for name in norms.available()] + ["batch:n=2"]
+# every name once; norms of groups in groups, batch norm also in slices
+_SIZED = {
+    "group": "group:2",
+    "ghost_batch": "ghost_batch:2",
+    "batch_group": "batch_group:2",
+    "batch_channel": "batch_channel:2",
+    "evonorm_s0": "evonorm_s0:2",
+}
+SPECS = [_SIZED.get(name, name) for name in norms.available()] + ["batch:n=2"]
 OURS = [spec for spec in SPECS if spec != "torch_bn"]
-NEEDS_POSITIONS = {"instance", "batch_instance"}  # one value per statistic at rank 2
+# one value per statistic at rank 2
+NEEDS_POSITIONS = {"instance", "batch_instance", "switchable"}
+NO_PARAMETERS = {"none", "frozen_batch"}  # so there are no gradients but that of x
+# what depends on x is a constant in the backward pass, and no difference of values tells it so
+HAS_CONSTANTS = {"batch_renorm"}
+# its running variance is of distances from the running mean: right for batches of one
+TRACKS_ITS_OWN_WAY = {"batch_channel:2"}
 
 
 def make(spec: str, num_channels: int = NUM_CHANNELS, **options: Any) -> Norm:
@@ -80,6 +94,13 @@ def sample(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Te
     """Normal values, the same in every process."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def per_channel(statistic: Tensor, pattern: str, shape: tuple[int, ...]) -> Tensor:
+    """What running statistics take of a batch's: means over slices, repeats within groups."""
+    geometry = patterns.geometry(pattern, shape)
+    spread = statistic.reshape(geometry.broadcast).expand(geometry.split).reshape(shape)
+    return spread.transpose(0, 1).flatten(1).mean(1)
 
 
 def double(layer: Norm) -> Norm:

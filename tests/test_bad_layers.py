@@ -363,6 +363,7 @@ def test_wrong_layer_is_refused(make, exception, message):
 @unusual_tensors
 @pytest.mark.parametrize(("make", "tensor", "exception", "message"), rows(CALLS))
 def test_wrong_input_is_refused_and_leaves_no_trace(make, tensor, exception, message):
+    """N4, N19 where types are mixed, N21"""
     layer, x = make(), tensor()
     before, version = copy.deepcopy(layer.state_dict()), x._version
     with pytest.raises(exception, match=message):

@@ -279,7 +279,7 @@ MISTAKES = [
     ("word", ["--shape", "8xmany"], "shape '8xmany': wanted sizes with x between them, as in 8x25"),
     ("one axis", ["--shape", "8"], "shape 8: wanted N×C×…, 2 to 8 sizes of at least 1 each"),
     ("size 0", ["--shape", "8x0x5"], "shape 8×0×5: wanted N×C×…"),
-    ("norm", ["--norm", "grup"], "norm 'grup': there are batch, torch_bn, group, layer"),
+    ("norm", ["--norm", "grup"], "norm 'grup': there are batch, sync_batch, ghost"),
     ("control", ["--norm", "torch_bn"], "norm 'torch_bn' is what norms are compared with"),
     ("groups", ["--shape", "2x64x4", "--norm", "group:24"],
      "shape 2×64×4: num_channels (64) must be divisible by num_groups (24)"),

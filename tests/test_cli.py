@@ -173,7 +173,7 @@ MISTAKES = [
     ("57: out", ["train", *TINY, "--out", "file.txt"], 1, r"file\.txt.*cannot be made"),
     ("59: empty", ["compare", "--norm"], 2, r"(?i)norm"),
     ("59: milestones", ["train", "--milestones", "0.5", "0.1"], 2, r"milestones must be rising"),
-    ("norm", ["train", "--norm", "grup"], 2, r"norm 'grup': there are batch, torch_bn, group"),
+    ("norm", ["train", "--norm", "grup"], 2, r"norm 'grup': there are batch, sync_batch, ghost"),
     ("norm option", ["train", "--norm", "group:x"], 2, r"num_groups must be a whole number, got"),
     ("groups", ["train", "--norm", "group:3"], 2, r"num_channels \(16\) must be divisible by"),
     ("all layers", ["train", "--norm", "group:24"], 2,

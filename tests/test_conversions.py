@@ -9,7 +9,7 @@ import pytest
 from normlab.lab.analysis import Analysis, analyse
 from normlab.lab.conversions import networks
 from normlab.lab.experiment import Experiment
-from normlab.lab.report import conversion, sentences
+from normlab.lab.report import comparison, conversion, sections, sentences
 
 SOURCE = Experiment(norm="batch", data="mnist")
 
@@ -141,6 +141,28 @@ def test_lost_conversions_are_counted() -> None:
     lost.state = "diverged"
     (network,) = networks(analyse([converted("group", 0, 12.0, 9.0), lost]))
     assert conversion.errors(network).rows[0][2] == "9.0; 1 diverged"
+
+
+def test_page_of_conversions_begins_with_them() -> None:
+    a = three_seeds()
+    assert a.is_about_conversions
+    figure = comparison.headline_figure(a)
+    assert figure is not None
+    assert figure.title == "Error after conversion and training on"
+    assert sentences.headline(a)[0].startswith("Right after conversion, ")
+    first, *_ = sections.sections(a, [], {})
+    assert (first.id, first.figures) == ("conversion", [])
+
+
+def test_page_with_some_conversions_begins_with_its_other_runs() -> None:
+    others = [FakeRun(source(s, norm=norm), 9.0) for s in (0, 1) for norm in ("batch", "group")]
+    a = analyse([*others, converted("group", 0, 12.0, 9.0)])
+    assert not a.is_about_conversions
+    figure = comparison.headline_figure(a)
+    assert figure is not None
+    assert figure.note.startswith("Validation error of 4 runs.")
+    (section,) = [s for s in sections.sections(a, [], {}) if s.id == "conversion"]
+    assert len(section.figures) == 1
 
 
 def test_no_conversions_are_no_section() -> None:

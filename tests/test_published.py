@@ -137,6 +137,17 @@ def test_the_published_setting_is_called_comparable() -> None:
     assert "Not comparable" not in note
 
 
+@pytest.mark.parametrize(
+    ("model", "same"),
+    [("vgg:16", True), ("torchvision:vgg16", True), ("vgg:16:16", False), ("vgg:11", False)],
+)
+def test_a_network_is_the_published_one_under_each_of_its_addresses(model: str, same: bool) -> None:
+    a = runs(("none", "batch", "group"), model=model, data="folder:imagenet")
+    table = report.beside(a, published("gn-fig6"))
+    assert [row[-1] for row in table.rows] == ["77.5 ± 0.7"] * 3
+    assert ("the network is" in table.note) is not same
+
+
 def test_section_shows_only_what_these_runs_have_something_beside() -> None:
     section = report.section(runs(("batch", "group"), (2, 32)), [])
     assert section is not None

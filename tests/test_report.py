@@ -90,7 +90,7 @@ def test_direction_marks_are_shown_as_escapes() -> None:
 
 
 def test_home_folder_is_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "home", lambda: Path("/home/someone"))
+    monkeypatch.setattr(tables, "_home", lambda: "/home/someone")
     assert tables.clean("folder:/home/someone/cells") == "folder:~/cells"
 
 
@@ -194,7 +194,23 @@ def test_f29_damaged_and_unfinished_runs_are_listed(tmp_path: Path) -> None:
 
 def test_123_very_long_curves_are_thinned(tmp_path: Path) -> None:
     found = [FakeRun(Experiment(seed=s), [50.0] * 50_000) for s in range(2)]
-    assert len(page_of(found, tmp_path)) < 60_000
+    assert len(page_of(found, tmp_path)) < 80_000
+
+
+@pytest.mark.parametrize(
+    ("high", "found"),
+    [(3e-12, [0, 1e-12, 2e-12, 3e-12]), (7.5, [0, 2.5, 5, 7.5]), (6e9, [0, 2e9, 4e9, 6e9])],
+    ids=["tiny", "usual", "huge"],
+)
+def test_ticks_of_any_size_are_round(high: float, found: list[float]) -> None:
+    assert draw.ticks(0, high, 3) == found
+
+
+def test_norms_have_colours_of_their_own() -> None:
+    norms = ("batch", "group", "layer", "rms", "batch_instance", "position", "switchable", "dyt")
+    colours = charts.colour_classes(analyse([FakeRun(Experiment(norm=n)) for n in norms]))
+    assert [colours[n] for n in norms[:3]] == ["c0", "c1", "c2"]
+    assert len(set(colours.values())) == 8
 
 
 def test_every_dot_names_its_run_and_value() -> None:
@@ -222,7 +238,7 @@ def test_group_options_are_ordered_from_few_groups_to_many() -> None:
 
 def test_cost_is_compared_at_the_same_batch_size() -> None:
     rows = {row[0]: row for row in tables.cost(analyse(thirty_runs())).rows}
-    assert rows["group"][1:] == ("any", "0.366", "1.00", "0.0312", "77,000")
+    assert rows["group"][1:] == ("any", "0.366", "1.00", "0.0312", "1.00", "77,000")
 
 
 def test_setting_tells_equal_from_varied_fields() -> None:

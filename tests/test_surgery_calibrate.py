@@ -376,3 +376,10 @@ def test_norms_that_wait_for_other_processes_are_refused_in_one_pass(monkeypatch
     monkeypatch.setattr(sys.modules["normlab.surgery.calibrate"], "is_distributed", lambda: True)
     with pytest.raises(SurgeryError, match=r"1 SyncBatchNorm \(first 0\) wait for other processes"):
         calibrate(nn.Sequential(nn.SyncBatchNorm(3)), [X], passes="one")
+
+
+def test_root_mean_square_of_a_data_set_has_no_mean():
+    layer, x = norms.norm("rms:batch", 3), torch.randn(64, 3) * 2 + 5
+    normlab.calibrate(layer, [x[:40], x[40:]])
+    assert torch.equal(layer.running_mean, torch.zeros(3))
+    torch.testing.assert_close(layer.running_var, x.square().mean(0))

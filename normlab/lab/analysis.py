@@ -127,6 +127,11 @@ class Analysis:
     last: int = LAST_EPOCHS
 
     @property
+    def is_about_conversions(self) -> bool:
+        """Most runs started from another one, so that the others are there for their sake."""
+        return 2 * len(self.conversions) > len(self.results)
+
+    @property
     def x_name(self) -> str:
         return X_NAMES[self.x_field]
 

@@ -23,12 +23,14 @@ class Difference:
         half: half the width of the 95 % interval; None where seeds show no spread.
         effect: the difference in units of the standard deviation over seeds: the pooled one of
             `welch`, that of the differences of `paired`.
+        p: two-sided, of the paired t-test; None where there is no interval, and of `welch`.
     """
 
     value: float
     half: float | None
     effect: float | None
     num_seeds: tuple[int, int]
+    p: float | None = None
 
     @property
     def significant(self) -> bool:
@@ -78,8 +80,9 @@ def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Difference | None:
     std = statistics.stdev(apart) if len(apart) > 1 else 0.0
     if std == 0:
         return Difference(value, None, None, seeds)
-    half = quantile(len(apart) - 1) * std / math.sqrt(len(apart))
-    return Difference(value, half, value / std, seeds)
+    error, freedom = std / math.sqrt(len(apart)), len(apart) - 1
+    p = two_sided(value / error, freedom)
+    return Difference(value, quantile(freedom) * error, value / std, seeds, p)
 
 
 def half_width(values: Sequence[float]) -> float | None:
@@ -87,6 +90,41 @@ def half_width(values: Sequence[float]) -> float | None:
     if len(values) < 2:
         return None
     return quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def two_sided(t: float, freedom: int) -> float:
+    """Probability that Student's t is further from 0 than t, on either side.
+
+    Source: Abramowitz and Stegun 1964, 26.7.3 and 26.7.4, finite sums for whole degrees of freedom.
+
+    >>> round(two_sided(4.303, 2), 4), round(two_sided(-12.706, 1), 4)
+    (0.05, 0.05)
+    """
+    angle = math.atan2(abs(t), math.sqrt(freedom))
+    sin, cos = math.sin(angle), math.cos(angle)
+    odd = freedom % 2
+    term = total = 0.0 if freedom == 1 else cos if odd else 1.0
+    for k in range(2 + odd, freedom, 2):
+        term *= (k - 1) / k * cos * cos
+        total += term
+    within = 2 / math.pi * (angle + sin * total) if odd else sin * total
+    return max(1 - within, 0.0)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """P-values of several tests, adjusted so that one false finding in all is as rare as in one.
+
+    Source: Holm 1979, A simple sequentially rejective multiple test procedure, Scandinavian Journal
+    of Statistics 6, https://www.jstor.org/stable/4615733.
+
+    >>> holm([0.01, 0.5, 0.02])
+    [0.03, 0.5, 0.04]
+    """
+    adjusted, largest = [0.0] * len(ps), 0.0
+    for rank, i in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        largest = max(largest, min((len(ps) - rank) * ps[i], 1.0))
+        adjusted[i] = largest
+    return adjusted
 
 
 def quantile(freedom: float) -> float:

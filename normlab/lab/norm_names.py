@@ -1,27 +1,56 @@
-"""What the names of norms say, read without torch: their kind, and how they divide channels."""
+"""What the names of norms say, read without torch: their kind, and how they divide channels.
+
+A name is that of a layer, with its options, and may go on with that of a norm of weights:
+"group:8+ws" is group norm in 8 groups after convolutions whose weights are standardized.
+"""
 
 from dataclasses import dataclass
 
 GROUP_SIZE = 16  # channels of `group` without an option
+# short names, as in `normlab.norms`; torch's batch norm is one, whoever computes it
 _FAMILIES = {
-    "bn": "batch",
-    "torch_bn": "batch",
-    "gn": "group",
-    "ln": "layer",
-    "in": "instance",
+    "bcn": "batch_channel",
+    "bgn": "batch_group",
     "bin": "batch_instance",
+    "bn": "batch",
+    "brn": "batch_renorm",
+    "dsbn": "domain_batch",
+    "ebn": "extended_batch",
+    "fbn": "frozen_batch",
+    "frn": "filter_response",
+    "gbn": "ghost_batch",
+    "gn": "group",
+    "grn": "global_response",
+    "in": "instance",
+    "ln": "layer",
+    "ln2d": "position",
+    "lrn": "local_response",
     "nn": "none",
+    "pono": "position",
+    "sync_bn": "sync_batch",
+    "torch_bn": "batch",
 }
 
 
-def family(norm: str) -> str:
-    """The norm without its options, under its long name.
+def parts(norm: str) -> tuple[str, str]:
+    """The layer, and the norm of the weights before it; "" is none.
 
-    >>> family("gn:size=8"), family("torch_bn")
-    ('group', 'batch')
+    >>> parts("group:8+ws"), parts("batch")
+    (('group:8', 'ws'), ('batch', ''))
     """
-    name = norm.partition(":")[0]
-    return _FAMILIES.get(name, name)
+    layer, _, weights = norm.partition("+")
+    return layer, weights
+
+
+def family(norm: str) -> str:
+    """The norm without its options, under its long name; with weights, a family of its own.
+
+    >>> family("gn:size=8"), family("torch_bn"), family("gn:8+ws")
+    ('group', 'batch', 'group+ws')
+    """
+    layer, plus, weights = norm.partition("+")
+    name = layer.partition(":")[0]
+    return f"{_FAMILIES.get(name, name)}{plus}{weights}"
 
 
 @dataclass(frozen=True)
@@ -46,7 +75,7 @@ class Division:
 
 
 def division(norm: str) -> Division | None:
-    """How a norm divides channels; None if it does not.
+    """How a norm divides channels; None if it does not, or normalizes weights too.
 
     >>> division("group:8").words, division("instance").words, division("batch")
     ('8 groups', '1 per group', None)
@@ -72,9 +101,12 @@ _PLAIN = {
 def spelled_out(norm: str) -> str:
     """One name for all that compute the same; torch's own batch norm keeps its name.
 
-    >>> spelled_out("gn:1"), spelled_out("group"), spelled_out("group:size=1")
-    ('layer', 'group:size=16', 'instance')
+    >>> spelled_out("gn:1"), spelled_out("group"), spelled_out("group:size=1+ws")
+    ('layer', 'group:size=16', 'instance+ws')
     """
+    layer, plus, weights = norm.partition("+")
+    if plus:
+        return f"{spelled_out(layer)}+{weights}"
     if norm == "torch_bn":
         return norm
     found = division(norm)

@@ -45,7 +45,8 @@ class Published:
         source: a key of SOURCES.
         columns: what the values of a row are, with their units.
         setting: what a reader has to know to compare.
-        data, model: words that the address of the same data and network has; "" fits none of ours.
+        data: a word that the address of the same data has; "" fits none of ours.
+        model: the same of the network, or its whole address; several with spaces between.
         epochs, batch_size: of its training; None: not said, or several.
         numbers: none where only curves were published.
         second_hand: the whole of it.
@@ -170,9 +171,10 @@ PUBLISHED: tuple[Published, ...] = (
         source="gn",
         columns=_ERROR,
         setting="VGG-16 on ImageNet, a norm after every convolution or none; percentiles 1, 20, "
-        "80, 99 of the last convolution's output before norm and ReLU, over epochs",
+        "80, 99 of the last convolution's output before norm and ReLU, over epochs; three large "
+        "linear layers, where our vgg:16 has one",
         data="imagenet",
-        model="vgg16",
+        model="vgg16 vgg:16",
         numbers=(
             Number("no norm", (29.2,), "none"),
             Number("batch norm", (28.0,), "batch"),

@@ -72,9 +72,15 @@ class Result:
     num_train: int | None
     num_validation: int | None
     seconds_step: float | None = None  # per step of the optimizer
-    bytes_peak: float | None = None  # of the device's memory
+    bytes_peak: float | None = None  # a GPU's over all training, on the CPU one step's
     error_before: float | None = None  # percent, validation, of weights that the run started from
     confusion: Confusion | None = None
+
+    @property
+    def bytes_saved_step(self) -> float | None:
+        """For the backward pass of one step, or of each part of an accumulated one."""
+        size = self.experiment.batch_size / self.experiment.accumulate
+        return None if self.bytes_saved is None else self.bytes_saved * size
 
     @property
     def outcome(self) -> str:
@@ -109,6 +115,7 @@ def read(run: "Run", last: int = LAST_EPOCHS) -> Result:
     epochs = [e for e in events if e.get("event") == "epoch"]
     state = str(status.get("state", "unknown"))
     saved, peak = _number(start, "bytes_saved"), _number(_event(events, "end"), "bytes_peak")
+    peak = _number(start, "bytes_peak") if peak is None else peak
     return Result(
         name=experiment.name,
         path=str(run.path),

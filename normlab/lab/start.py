@@ -9,6 +9,7 @@ from normlab import surgery
 from normlab.lab import checkpoint, evaluate, models
 from normlab.lab.data.dataset import Dataset
 from normlab.lab.experiment import Experiment, ExperimentError
+from normlab.lab.norm_names import parts
 from normlab.lab.runs import Run
 from normlab.lab.tasks.classification import Input
 from normlab.lab.weights import load_weights
@@ -49,7 +50,13 @@ def _converted(e: Experiment, images: Dataset) -> tuple[nn.Module, Input]:
         )
     if source.experiment.norm == e.norm and e.strength is None:
         return model, input
-    return surgery.convert(model, e.norm, keep=e.keep, strength=e.strength), input
+    (_, weights_found), (layer, weights) = parts(source.experiment.norm), parts(e.norm)
+    if weights_found != weights:
+        raise ExperimentError(
+            f"source {e.source}: its weights are normalized by {weights_found or 'nothing'}, those "
+            f"of norm {e.norm!r} by {weights or 'nothing'}; only the norms of layers are converted"
+        )
+    return surgery.convert(model, layer, keep=e.keep, strength=e.strength), input
 
 
 def strength(e: Experiment, progress: float) -> float | None:

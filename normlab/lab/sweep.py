@@ -17,6 +17,7 @@ from typing import Any
 
 from normlab.lab.experiment import Experiment, ExperimentError
 from normlab.lab.interrupt import Interrupt
+from normlab.lab.norm_names import parts
 from normlab.lab.runs import Run
 
 ENDED = ("finished", "diverged")  # another try would end in the same way
@@ -53,6 +54,7 @@ def canonical(experiments: Iterable[Experiment]) -> tuple[Experiment, ...]:
 
     Raises:
         ExperimentError: a norm that cannot share statistics among part of a batch.
+        LookupError: no norm is called like that.
     """
     return tuple(dict.fromkeys(_canonical(e) for e in experiments))
 
@@ -249,10 +251,15 @@ def _work(connection: Connection, device: str) -> None:
 
 def _canonical(experiment: Experiment) -> Experiment:
     from normlab import norms
+    from normlab.surgery.weights import row_of
 
-    cls, _ = norms.parse(experiment.norm)
+    layer, weights = parts(experiment.norm)
+    if "+" in experiment.norm:
+        row_of(weights)
+    cls, options = norms.parse(layer)
+    uses_batch = cls.uses_batch() or norms.parse(options.get("over", "none"))[0].uses_batch()
     together = experiment.batch_size // experiment.accumulate
-    if experiment.norm_batch_size in (None, together) or not cls.uses_batch():
+    if experiment.norm_batch_size in (None, together) or not uses_batch:
         return experiment.replace(norm_batch_size=None)
     if "norm_batch_size" not in cls.spec_options.values():
         raise ExperimentError(

@@ -1,7 +1,10 @@
 """Train one run: one readable loop that stops and resumes anywhere without changing its result."""
 
+import copy
 import functools
+import itertools
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -52,6 +55,7 @@ class Position:
     best_error: float = math.inf
     best_epoch: int = 0
     validation_error: float | None = None
+    bytes_peak: int = 0  # of a GPU's memory, while training
 
 
 def train(
@@ -135,13 +139,16 @@ class _Session:
         reason = "finished" if at.epoch == e.epochs else "patience"
         found = confusion(self.model, self.validation_set, self.input, self.device)
         self.run.log("confusion", **found)
-        self.run.log("end", reason=reason)
+        peak = {"bytes_peak": at.bytes_peak} if at.bytes_peak else {}
+        self.run.log("end", reason=reason, **peak)
         return "finished"
 
     def _run_epoch(self, interrupt: Interrupt, report: Callable[[Progress], None]) -> bool:
         """Train from the position at hand to the end of its epoch; False if interrupted before."""
         e, at = self.experiment, self.at
         self.model.train()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         started = saved = time.perf_counter()
         earlier = at.seconds
         rest = batches(
@@ -216,6 +223,8 @@ class _Session:
     def _end_epoch(self) -> None:
         at = self.at
         self._check_buffers()
+        if self.device.type == "cuda":
+            at.bytes_peak = max(at.bytes_peak, torch.cuda.max_memory_allocated(self.device))
         started = time.perf_counter()
         loss, error = evaluate.measure(self.model, self.validation_set, self.input, self.device)
         seen = self.num_batches * self.experiment.batch_size
@@ -296,10 +305,13 @@ class _Session:
         first = next(batches(self.train_set, e.batch_size, seed=e.seed, epoch=0, augment="none"))
         size = e.batch_size // e.accumulate
         x = self.input.prepare(first.images[:size], self.device)
+        labels = first.labels[:size].to(self.device)
+        on_cpu = self.device.type == "cpu"
         self.run.log(
             "start",
             num_parameters=sum(p.numel() for p in self.model.parameters()),
-            bytes_saved=probes.bytes_saved(self.model, x, first.labels[:size].to(self.device)),
+            bytes_saved=probes.bytes_saved(self.model, x, labels),
+            **({"bytes_peak": bytes_peak(self.model, x, labels)} if on_cpu else {}),
             num_train=len(self.train_set),
             num_validation=len(self.validation_set),
             **self._scores_before(),
@@ -330,6 +342,26 @@ class _Session:
             error=100 * at.wrong / seen,
             validation_error=at.validation_error,
         )
+
+
+def bytes_peak(model: torch.nn.Module, x: Tensor, labels: Tensor) -> int | None:
+    """Most bytes that the network and one forward and backward pass on the CPU hold at once.
+
+    Parameters, buffers, gradients, activations and what kernels allocate meanwhile, as torch's
+    allocator counts them: no property of the process, whose resident memory a worker's earlier runs
+    have raised for good. The optimizer's state is not in it. The model is left as it was. None
+    while a profiler of the caller runs, since there is but one.
+    """
+    if torch.autograd.profiler._is_profiler_enabled:
+        return None
+    model = copy.deepcopy(model).train()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler writes about itself to stderr
+    with torch.random.fork_rng([]), torch.autograd.profiler.profile(profile_memory=True) as found:
+        classification.loss(model(x), labels).backward()
+    events = [e for e in found.kineto_results.events() if e.name() == "[memory]"]
+    held = itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
+    own = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    return own + max(held, default=0)
 
 
 @functools.lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from normlab import pattern as patterns
 from normlab.checks import check_channels, check_groups, check_whole
 from normlab.layer import Norm
 from normlab.pattern import PatternError
@@ -46,14 +47,7 @@ class GroupNorm(Norm, name="group", aliases=("gn",)):
         group_size: int | None = None,
         **options: Any,
     ) -> None:
-        check_channels(num_channels)
-        if num_groups is None:
-            num_groups = _num_groups(num_channels, group_size)
-        elif group_size is not None:
-            raise PatternError(
-                f"give num_groups or group_size, not both; got {num_groups} and {group_size}"
-            )
-        check_groups(num_groups, num_channels)
+        num_groups = number_of_groups(num_channels, num_groups, group_size)
         super().__init__(num_channels, g=num_groups, **options)
         self.num_groups = num_groups
 
@@ -82,6 +76,10 @@ class InstanceNorm(Norm, name="instance", aliases=("in",)):
 
     y = (x - mean) / sqrt(var + eps) * weight + bias,   statistics "n c ... -> n c"
 
+    With `track_running_stats=True` evaluation uses running statistics, as in torch: the means of
+    the samples' mean and unbiased variance. Unlike torch's layer, it learns weight and bias by
+    default, and momentum=None averages all batches, where torch's never moves.
+
     Shape: (N, C, ...) -> (N, C, ...), with more than one position.
 
     Raises:
@@ -97,7 +95,106 @@ class InstanceNorm(Norm, name="instance", aliases=("in",)):
     pattern = "n c ... -> n c"
 
 
-def _num_groups(num_channels: int, group_size: int | None) -> int:
+class PositionNorm(Norm, name="position", aliases=("pono", "ln2d")):
+    """One mean and variance per sample and position, over channels.
+
+    y = (x - mean) / sqrt(var + eps) * weight + bias,   statistics "n c ... -> n ..."
+
+    Layer norm as networks of channels-last axes have it, ConvNeXt's LayerNorm2d among them; at
+    rank 2 it is `LayerNorm`. The positional norm of Li et al. without the statistics it hands on.
+    Where all channels of a position are equal, as over a black border, gradients grow by
+    1 / sqrt(eps).
+
+    Shape: (N, C, ...) -> (N, C, ...), with more than one channel.
+
+    Source: Li et al. 2019, https://arxiv.org/abs/1907.04312, eq. 2; in ConvNeXt, Liu et al. 2022,
+    https://arxiv.org/abs/2201.03545.
+
+    >>> x = torch.randn(2, 6, 4, 4)
+    >>> last = torch.nn.functional.layer_norm(x.movedim(1, -1), (6,))
+    >>> torch.allclose(PositionNorm(6)(x), last.movedim(-1, 1), atol=1e-5)
+    True
+    """
+
+    pattern = "n c ... -> n ..."
+
+
+class RMSNorm(Norm, name="rms"):
+    """Division by the root mean square, over the pattern of any norm.
+
+    y = x / sqrt(mean(x²) + eps) * weight + bias,   statistics "n c ... -> n ..." or another norm's
+
+    Over a pattern that drops n there is a running mean square for evaluation, in `running_var`;
+    `running_mean` stays 0.
+
+    Args:
+        num_channels: C, the size of axis 1.
+        over: spec of the norm whose pattern is taken, such as "group:8" or "batch"; by name,
+            "rms:group:8". "position" is torch's layer for models whose channels are the last axis.
+        bias: torch's layer and the paper have none; they are bias=False.
+        eps: torch's layer has the machine epsilon of the input's type.
+        options: see `Norm`.
+
+    Shape: (N, C, ...) -> (N, C, ...), any rank from 2.
+
+    Raises:
+        LookupError: no norm is written like `over`.
+        ValueError: that norm is more than one pattern.
+
+    Source: Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467, eq. 4.
+
+    >>> x = torch.randn(2, 6, 4)
+    >>> y = RMSNorm(6, over="instance")(x)
+    >>> torch.allclose(y.square().mean(2), torch.ones(2, 6), atol=1e-3)
+    True
+    """
+
+    pattern = PositionNorm.pattern
+    center = False
+    spec_norm = "over"  # what follows the name and a colon in a spec is the spec of a norm
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        over: str = "position",
+        track_running_stats: bool | None = None,
+        **options: Any,
+    ) -> None:
+        self.pattern = _pattern_of(over, num_channels)
+        if track_running_stats is None:
+            track_running_stats = "n" not in patterns.parse(self.pattern).kept
+        super().__init__(num_channels, track_running_stats=track_running_stats, **options)
+        self.over = over
+
+
+def _pattern_of(spec: str, num_channels: int) -> str:
+    """The pattern a norm has, sizes written in."""
+    from normlab.norms import norm  # which imports this module
+
+    layer = norm(spec, num_channels, affine=False, device="meta")
+    if type(layer).forward is not Norm.forward:
+        raise ValueError(
+            f"rms takes the pattern of a norm that is one pattern and nothing else, which {spec!r} "
+            "is not; take one such as batch, group:8, instance, layer or position"
+        )
+    return layer.pattern
+
+
+def number_of_groups(num_channels: int, num_groups: int | None, group_size: int | None) -> int:
+    """Groups as asked for, or of the size nearest to 16 that divides the channels."""
+    check_channels(num_channels)
+    if num_groups is None:
+        num_groups = _sized(num_channels, group_size)
+    elif group_size is not None:
+        raise PatternError(
+            f"give num_groups or group_size, not both; got {num_groups} and {group_size}"
+        )
+    check_groups(num_groups, num_channels)
+    return num_groups
+
+
+def _sized(num_channels: int, group_size: int | None) -> int:
     """Groups of the size asked for, or of the size nearest to 16 that divides the channels."""
     if group_size is None:
         divisors = [d for d in range(2, num_channels + 1) if num_channels % d == 0] or [1]

@@ -26,9 +26,18 @@ from torch import Tensor
 from normlab import pattern as patterns
 from normlab.ops import device, direct, eager
 from normlab.ops.eager import ACTIVATIONS, compute_dtype, statistics_dtype
-from normlab.ops.gradients import differentiate, fitting, of_normalize
+from normlab.ops.gradients import differentiate, fitting, is_batch, of_normalize
 
-__all__ = ["ACTIVATIONS", "apply", "compute_dtype", "moments", "normalize", "rebuild", "track"]
+__all__ = [
+    "ACTIVATIONS",
+    "apply",
+    "compute_dtype",
+    "moments",
+    "normalize",
+    "rebuild",
+    "statistics_dtype",
+    "track",
+]
 
 _GRADIENTS = "(Tensor, Tensor, Tensor, Tensor)"
 _SCHEMAS = {
@@ -225,12 +234,18 @@ def _apply_gradients(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
 def _save_moments(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, *ctx.how = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x)
+    ctx.save_for_backward(x, output[0])
 
 
-def _moments_gradients(ctx: Any, *output_gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-    found = differentiate(lambda x: eager.moments(x, *ctx.how), ctx.saved_tensors, output_gradients)
-    return *found, None, None
+def _moments_gradients(
+    ctx: Any, dmean: Tensor | None, dvar: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    x, mean = ctx.saved_tensors
+    if torch.is_grad_enabled() or any(is_batch(d) for d in (dmean, dvar) if d is not None):
+        (dx,) = differentiate(lambda x: eager.moments(x, *ctx.how), [x], (dmean, dvar))
+    else:
+        dx = eager.moments_backward(dmean, dvar, x, mean, *ctx.how)
+    return dx, None, None
 
 
 for _name, _save, _rule in (

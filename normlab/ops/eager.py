@@ -56,6 +56,20 @@ def moments(x: Tensor, pattern: str, center: bool) -> tuple[Tensor, Tensor]:
     return mean.reshape(kept).to(statistics_dtype(x)), var.reshape(kept).to(statistics_dtype(x))
 
 
+def moments_backward(
+    dmean: Tensor | None, dvar: Tensor | None, x: Tensor, mean: Tensor, pattern: str, center: bool
+) -> Tensor:
+    """dx = (dmean + 2 * dvar * (x - mean)) / count;   dmean only if centred"""
+    geometry = patterns.geometry(pattern, x.shape)
+    count = max(geometry.count, 1)
+    dx = x.new_zeros(geometry.split, dtype=compute_dtype(x))
+    if dvar is not None:
+        dx = _normalized(x, mean, dvar * (2 / count), geometry)
+    if dmean is not None and center:
+        dx = dx + (dmean / count).to(dx.dtype).reshape(geometry.broadcast)
+    return _like(x, dx)
+
+
 def normalize(
     x: Tensor,
     weight: Tensor | None,

@@ -21,7 +21,7 @@ def differentiate(
         # views, so that one tensor given for two inputs still gets two gradients
         views = [None if t is None else t.view_as(t) for t in inputs]
         outputs = zip(function(*views), output_gradients)
-        reached = [(y, dy) for y, dy in outputs if dy is not None]
+        reached = [(y, dy) for y, dy in outputs if dy is not None and y.requires_grad]
         wanted = [v for v in views if v is not None and v.requires_grad]
         found = iter(
             torch.autograd.grad(
@@ -54,7 +54,7 @@ def of_normalize(
     x, weight, bias, residual, statistics = saved
     pattern, _, center, activation = how
     # create_graph: what is returned must be differentiable itself
-    if torch.is_grad_enabled() or _is_batch(dy):
+    if torch.is_grad_enabled() or is_batch(dy):
         found: Sequence[Tensor | None] = differentiate(
             lambda *t: eager.normalize(*t, *how)[:1], (x, weight, bias, residual), (dy,)
         )
@@ -63,7 +63,7 @@ def of_normalize(
     return fitting(found, dy, weight, bias, wants_dresidual, activation)
 
 
-def _is_batch(dy: Tensor) -> bool:
+def is_batch(dy: Tensor) -> bool:
     """Whether dy stands for several, as in is_grads_batched=True; such a tensor has no memory."""
     return is_legacy_batchedtensor(dy) or is_functorch_wrapped_tensor(dy)
 

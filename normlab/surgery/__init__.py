@@ -8,7 +8,9 @@ What there is:
     freeze           statistics or weights that train no more; unfreeze
     fusible, fuse    norm, addition and activation in one pass
     foldable, fold   batch norms into the convolutions before them, for inference
+    reparametrize    norms of weights: standardized, scaled, of length 1, of spectral norm 1
     weight_standardize   filters of mean 0 and variance 1
+    synchronize      batch norms share statistics between processes; unsynchronize
     diagnose         what a network's norms suffer from
 """
 
@@ -25,6 +27,8 @@ from normlab.surgery.optimizers import SurgeryWarning
 from normlab.surgery.plan import Change, Plan, plan
 from normlab.surgery.shrunk import Shrunk, set_strength
 from normlab.surgery.standardize import weight_standardize
+from normlab.surgery.synchronize import synchronize, unsynchronize
+from normlab.surgery.weights import reparametrize
 
 __all__ = [
     "Change",
@@ -47,7 +51,10 @@ __all__ = [
     "fusible",
     "is_frozen",
     "plan",
+    "reparametrize",
     "set_strength",
+    "synchronize",
     "unfreeze",
+    "unsynchronize",
     "weight_standardize",
 ]

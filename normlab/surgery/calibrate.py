@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normlab.norms import DomainBatchNorm
 from normlab.surgery.batches import Forward, bare, batches, check_loader, in_evaluation, run
 from normlab.surgery.freeze import is_frozen
 from normlab.surgery.layers import Site, SurgeryError, show_leaves, sites
@@ -225,6 +226,8 @@ def _listen(layer: nn.Module, take: Any) -> Any:
     """Call back with every input of a layer."""
 
     def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if isinstance(layer, DomainBatchNorm) and layer.domain != layer.domains[0]:
+            return  # what has the statistics of that domain is a layer within
         take(args[0] if args else next(iter(kwargs.values())))
 
     return layer.register_forward_pre_hook(hook, with_kwargs=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from normlab.surgery.moments import match
-from normlab.surgery.rules import read
+from normlab.surgery.rules import centers, evaluates_as_pattern, read
 
 _KEY = "replaced"
 
@@ -70,7 +70,7 @@ def known(layer: nn.Module) -> Known:
     reading, past = read(layer), replaced(layer)
     assert reading is not None
     weight, bias = reading.tensor("weight"), reading.tensor("bias")
-    mean, var = _trained(reading.core)
+    mean, var = _trained(reading.core) if evaluates_as_pattern(reading.core) else (None, None)
     own = Known(layer, weight, bias, mean, var, reading.eps)
     if past is None or mean is not None:
         return own
@@ -83,7 +83,10 @@ def known(layer: nn.Module) -> Known:
         mean, var = mean.to(weight.device), var.to(weight.device)
     if not past.matched:
         return Known(past.layer, weight, bias, mean, var, origin.eps)
-    found = match(reading.pattern, mean, var, eps=origin.eps, new_eps=reading.eps)
+    found = match(
+        reading.pattern, mean, var, eps=origin.eps, new_eps=reading.eps,
+        center=centers(reading.core),
+    )  # fmt: skip
     weight, bias = (
         _untouched(now, written, before, undone)
         for now, written, before, undone in zip(

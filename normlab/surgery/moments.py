@@ -55,7 +55,9 @@ class Match(NamedTuple):
         return bool((self.scale != 1).any() or (self.shift != 0).any())
 
 
-def match(pattern: str, mean: Tensor, var: Tensor, *, eps: float, new_eps: float) -> Match:
+def match(
+    pattern: str, mean: Tensor, var: Tensor, *, eps: float, new_eps: float, center: bool = True
+) -> Match:
     """Population moments under a pattern, and what weight and bias are multiplied and moved by.
 
     M = mean_c(mean),   S² = mean_c(var + (mean - M)²),   over channels that share a statistic,
@@ -67,6 +69,7 @@ def match(pattern: str, mean: Tensor, var: Tensor, *, eps: float, new_eps: float
     Args:
         pattern: such as "n (g=4 c) ... -> n g", sizes written in.
         mean, var: (C,), of channels.
+        center: without, M = 0 and S² is the mean square, of a norm that does not centre.
         eps: the eps `mean` and `var` are used with; `new_eps` is that of M and S².
 
     >>> mean, var = torch.tensor([1.0, 3.0]), torch.tensor([4.0, 4.0])
@@ -78,7 +81,11 @@ def match(pattern: str, mean: Tensor, var: Tensor, *, eps: float, new_eps: float
     mean, var = (t.detach().to(device).double() for t in (mean, var))
     sizes, shared = channel_axes(pattern, len(mean))
     by_axis, var_by_axis = mean.reshape(sizes), var.reshape(sizes)
-    if shared:
+    if not center:
+        square = var_by_axis + by_axis.square()
+        group_var = square.mean(shared, keepdim=True) if shared else square
+        group_mean = torch.zeros_like(group_var)
+    elif shared:
         group_mean = by_axis.mean(shared, keepdim=True)
         group_var = (var_by_axis + (by_axis - group_mean).square()).mean(shared, keepdim=True)
     else:

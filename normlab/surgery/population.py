@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
-from normlab import functional, ops
+from normlab import ops, running
 from normlab import pattern as patterns
 from normlab.layer import Norm
 from normlab.surgery.layers import SurgeryError
@@ -47,6 +47,7 @@ class Moments:
 
     def __init__(self, layer: nn.Module) -> None:
         self._pattern = _pattern(layer)
+        self._center: bool = getattr(layer, "center", True)
         self.per_sample = "n" in patterns.parse(self._pattern).kept
         self._no_batch_dim = no_batch_dim(layer)
         running: Any = layer.running_mean
@@ -60,11 +61,11 @@ class Moments:
         if not x.numel():
             return
         geometry = patterns.geometry(self._pattern, x.shape)
-        mean, var = ops.moments(x, self._pattern, True)
-        spread = functional._per_channel(torch.stack([mean, var, var]), geometry)
+        mean, var = ops.moments(x, self._pattern, self._center)
+        spread = running.per_channel(torch.stack([mean, var, var]), geometry)
         mean, var, _ = spread.to(self.mean.device, torch.float64)
         if self.per_sample:
-            var = var * (geometry.count / max(geometry.count - 1, 1))
+            var = var * (geometry.count / max(geometry.count - self._center, 1))
         count = x.shape[0] if self.per_sample else geometry.count
         self._merge(count, mean, var * count)
 
@@ -94,8 +95,9 @@ class Moments:
         return self
 
     def result(self) -> tuple[Tensor, Tensor]:
-        """Mean, and variance as torch's running_var has it: unbiased."""
-        return self.mean, self.squares / (self.count if self.per_sample else self.count - 1)
+        """Mean, and variance as torch's running_var has it: unbiased; or 0, and the mean square."""
+        lost = 0 if self.per_sample else int(self._center)
+        return self.mean, self.squares / (self.count - lost)
 
 
 def is_distributed() -> bool:
@@ -140,7 +142,7 @@ def set_statistics(
 def _pattern(layer: nn.Module) -> str:
     """Over what a layer's running statistics average; slices of the batch are not told apart."""
     if not isinstance(layer, Norm):
-        return "n c ... -> n c" if isinstance(layer, _InstanceNorm) else functional.PER_CHANNEL
+        return "n c ... -> n c" if isinstance(layer, _InstanceNorm) else running.PER_CHANNEL
     parsed = patterns.parse(layer.pattern)
     if "n" in parsed.kept:
         return layer.pattern

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from normlab.layer import Norm
 from normlab.surgery.layers import Site, SurgeryError
 from normlab.surgery.rules import Followed, qualified, read
 
@@ -83,8 +84,8 @@ def _of_layer(layer: nn.Module) -> str | None:
             f"its {names} is parametrized; remove that first "
             "(torch.nn.utils.parametrize.remove_parametrizations)"
         )
-    extra = set(core._parameters) - {"weight", "bias", "gate"}
-    if extra:
+    extra = set(core._parameters) - {"weight", "bias"}
+    if extra and not isinstance(core, Norm):
         return f"has a parameter {min(extra)}, so its weight is computed; remove that first"
     if "forward" in vars(core):
         return "its forward was replaced on the instance, and would be lost; restore it first"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from normlab import pattern as patterns
 from normlab.functional import PER_CHANNEL
 from normlab.layer import CATALOGUE, Norm
-from normlab.norms import TorchBatchNorm
+from normlab.norms import FrozenBatchNorm, TorchBatchNorm
 from normlab.pattern import PatternError
 from normlab.surgery.freeze import is_frozen
 from normlab.surgery.shrunk import Shrunk
@@ -97,7 +97,42 @@ def reason_to_leave(layer: nn.Module) -> str | None:
 def is_one_pattern(layer: nn.Module) -> bool:
     """Whether a norm is what its pattern says and nothing else."""
     own = kind(layer)
-    return not issubclass(own, Norm) or own.forward in (Norm.forward, TorchBatchNorm.forward)
+    if not issubclass(own, Norm):
+        return True
+    return own.center and own.forward in (Norm.forward, TorchBatchNorm.forward)
+
+
+def evaluates_as_pattern(layer: Any) -> bool:
+    """Whether a norm in evaluation computes what its pattern says, whatever it does in training."""
+    own = kind(layer)
+    if not issubclass(own, Norm) or own.forward in (Norm.forward, TorchBatchNorm.forward):
+        return True
+    return layer.name in _ALIKE and _ALIKE[layer.name](layer)
+
+
+def synchronizes(layer: Any) -> bool:
+    """Whether a norm shares statistics with other processes."""
+    return isinstance(layer, nn.SyncBatchNorm) or getattr(layer, "synchronize", False)
+
+
+def is_as_still(layer: Any, new: Norm) -> bool:
+    """Whether a layer moves its running statistics as little as the new one."""
+    is_frozen_class = "FrozenBatchNorm" in kind(layer).__name__
+    return is_frozen_class or not isinstance(new, FrozenBatchNorm)
+
+
+def centers(layer: Any) -> bool:
+    """Whether a norm subtracts the mean."""
+    return getattr(layer, "center", True)
+
+
+# norms with a forward of their own, and when they evaluate as their pattern
+_ALIKE: dict[str, Callable[[Any], bool]] = {
+    "ghost_batch": lambda layer: True,
+    "batch_renorm": lambda layer: True,
+    "batch_instance": lambda layer: layer.gate.is_meta or bool((layer.gate == 1).all()),
+    "domain_batch": lambda layer: len(layer.domains) == 1,
+}
 
 
 def same_statistics(one: str, other: str, num_channels: int) -> bool:
@@ -179,6 +214,7 @@ RULES: dict[str, Callable[[Any], Reading]] = {
     **{f"torch.nn.modules.instancenorm.InstanceNorm{d}d": _instance for d in (1, 2, 3)},
     "torch.nn.modules.normalization.GroupNorm": _group,
     **{f"normlab.nn.BatchNorm{d}d": _batch for d in (1, 2, 3)},
+    "normlab.nn.SyncBatchNorm": _batch,
     **{f"normlab.nn.InstanceNorm{d}d": _instance for d in (1, 2, 3)},
     "normlab.nn.GroupNorm": _group,
     "torchvision.ops.misc.FrozenBatchNorm2d": _frozen,

@@ -7,7 +7,15 @@ from torch import nn
 from normlab import norms
 from normlab.surgery.layers import Site, SurgeryError, Where, matches, show_leaves, sites
 from normlab.surgery.refusals import lazy_or_quantized
-from normlab.surgery.rules import is_one_pattern, kind, read, reason_to_leave, same_statistics
+from normlab.surgery.rules import (
+    is_as_still,
+    is_one_pattern,
+    kind,
+    read,
+    reason_to_leave,
+    same_statistics,
+    synchronizes,
+)
 from normlab.surgery.targets import Wish
 
 
@@ -77,15 +85,14 @@ def _is_as_wanted(layer: nn.Module, wish: Wish) -> bool:
     reading = read(layer)
     if reading is None or lazy_or_quantized(layer):
         return False
-    cls, _ = norms.parse(wish.spec)
-    if kind(layer) is cls and not is_one_pattern(layer):
-        return True
-    if not is_one_pattern(layer) or reading.strength != wish.strength:
-        return False
     try:
         new = norms.norm(wish.spec, reading.num_channels, device="meta", affine=False)
     except ValueError:
         return False
-    return is_one_pattern(new) and same_statistics(
-        reading.pattern, new.pattern, reading.num_channels
-    )
+    if kind(layer) is type(new) and not is_one_pattern(layer):
+        return reading.pattern == new.pattern
+    if not is_one_pattern(layer) or reading.strength != wish.strength:
+        return False
+    same = same_statistics(reading.pattern, new.pattern, reading.num_channels)
+    alike = is_as_still(layer, new) and synchronizes(layer) == new.synchronize
+    return is_one_pattern(new) and same and alike

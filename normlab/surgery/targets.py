@@ -11,8 +11,17 @@ from normlab import norms
 from normlab.layer import Norm
 from normlab.surgery.known import Known, Replaced, known, remember, replaced
 from normlab.surgery.layers import SurgeryError
-from normlab.surgery.moments import Match, match
-from normlab.surgery.rules import Followed, Reading, is_one_pattern, read, same_statistics
+from normlab.surgery.moments import Match, channel_axes, match
+from normlab.surgery.rules import (
+    Followed,
+    Reading,
+    evaluates_as_pattern,
+    is_as_still,
+    is_one_pattern,
+    read,
+    same_statistics,
+    synchronizes,
+)
 from normlab.surgery.shrunk import Shrunk
 
 # what a new layer keeps of the old one, and what that means
@@ -81,6 +90,8 @@ def make(old: nn.Module, wish: Wish, like: Tensor | None, owners: Counter[int]) 
     _fill(core, [t if fits else None for t, fits in zip(changed, room)], reading, like)
     if source.mean is not None and getattr(core, "running_mean", None) is not None:
         _copy_statistics(_reading(source.layer).core, core)
+        if found is not None and not _has_statistics_of(source.layer, plain):
+            _pool_statistics(found, plain, core)
     if any(t is not None and not fits for t, fits in zip(changed, room)):
         return Made(_finished(core, old, reading), NOTHING)
     if origin is not None:
@@ -139,6 +150,8 @@ def _origin(old: nn.Module, plain: Norm, wish: Wish) -> nn.Module | None:
     past = replaced(old)
     if past is None or wish.options or wish.strength is not None or not is_one_pattern(plain):
         return None
+    if not is_as_still(past.layer, plain) or plain.synchronize > synchronizes(past.layer):
+        return None
     before = _reading(past.layer)
     now = _reading(old)
     wanted, left = (
@@ -163,9 +176,14 @@ def _twin(layer: nn.Module) -> nn.Module:
 def _found(source: Known, plain: Norm, new_eps: float, wish: Wish) -> Match | None:
     """Population moments under the new pattern, where they are known and wanted."""
     wanted = wish.strength is not None or wish.keep == "function"
-    if source.mean is None or source.var is None or not wanted or plain.name == "none":
+    if source.mean is None or source.var is None or not wanted:
         return None
-    found = match(plain.pattern, source.mean, source.var, eps=source.eps, new_eps=new_eps)
+    if plain.name == "none" or not evaluates_as_pattern(plain):
+        return None
+    found = match(
+        plain.pattern, source.mean, source.var, eps=source.eps, new_eps=new_eps,
+        center=plain.center,
+    )  # fmt: skip
     if wish.keep == "function":
         return found
     unchanged = torch.ones_like(found.scale), torch.zeros_like(found.shift)
@@ -236,6 +254,21 @@ def _copy_statistics(old: Any, new: Any) -> None:
         if value is not None and now is not None and value is not now:
             # a buffer of its own: the layer may be a twin
             new._buffers[name] = value.to(now.device, now.dtype, copy=True)
+
+
+def _has_statistics_of(layer: nn.Module, plain: Norm) -> bool:
+    """Whether a layer's running statistics are what the new norm keeps."""
+    old = _reading(layer)
+    return plain.center and same_statistics(old.pattern, plain.pattern, plain.num_channels)
+
+
+def _pool_statistics(found: Match, plain: Norm, core: Any) -> None:
+    """Running statistics of the new pattern, the same for all channels that share one."""
+    sizes, shared = channel_axes(plain.pattern, plain.num_channels)
+    broadcast = [1 if axis in shared else size for axis, size in enumerate(sizes)]
+    for name, value in (("running_mean", found.mean), ("running_var", found.var)):
+        pooled = value.reshape(broadcast).expand(sizes).reshape(-1)
+        core._buffers[name] = pooled.to(core._buffers[name])
 
 
 def _keeps(reading: Reading, core: Any, found: Match | None, wish: Wish) -> str:

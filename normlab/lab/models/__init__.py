@@ -9,6 +9,7 @@ from torch import nn
 
 from normlab import surgery
 from normlab.lab.address import resolve
+from normlab.lab.norm_names import parts
 
 
 class ModelError(ValueError):
@@ -28,7 +29,8 @@ def build(
 
     Args:
         address: cifar_resnet:N, convnet, torchvision:NAME or a module of yours, "mine.nets:small".
-        norm: see `normlab.norm`.
+        norm: see `normlab.norm`; "group+ws" is group norm, and weight standardization of every
+            convolution: after +, a name of `surgery.reparametrize`.
         norm_batch_size: samples that share statistics; None: the whole batch.
         zero_init: start the last norm of each residual block at weight 0.
         strength: shrink statistics by so much towards those of a population; see
@@ -44,8 +46,10 @@ def build(
         _zero_last_norms(model, address)
     sliced: Any = {} if norm_batch_size is None else {"norm_batch_size": norm_batch_size}
     how: Any = {"where": _is_batch_norm, "keep": "affine", "strength": strength}
+    layer, weights = parts(norm)
     try:
-        return surgery.convert(model, norm, **how, **sliced)
+        model = surgery.convert(model, layer, **how, **sliced)
+        return surgery.reparametrize(model, weights) if "+" in norm else model
     except surgery.SurgeryError as error:
         raise ModelError(f"{address}: {error}") from None
 

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normlab.lab.analysis import Analysis, analyse
+from normlab.lab.analysis import LAST_EPOCHS, Analysis, analyse
 from normlab.lab.report import charts, comparison, draw, run_parts, sections, sentences, tables
 
 if TYPE_CHECKING:
+    from normlab.lab.results import Result
     from normlab.lab.runs import Run
 
 __all__ = ["ReportError", "build"]
@@ -31,6 +32,8 @@ def build(
     title: str,
     note: str,
     out: Path,
+    by: str = "samples",
+    last: int = LAST_EPOCHS,
 ) -> Path:
     """Writes the page at `out`, at once or not at all, and returns where it is.
 
@@ -39,11 +42,13 @@ def build(
         damaged: folder and reason of each run that could not be read.
         title: the question.
         note: what a reader has to know to judge the answer.
+        by: what error curves are against at first: samples, epochs or steps.
+        last: epochs at the end whose median is a run's result.
 
     Raises:
         ReportError: `out` cannot be written.
     """
-    page = render(analyse(runs, damaged), runs, title=title, note=note)
+    page = render(analyse(runs, damaged, last=last), runs, title=title, note=note, by=by)
     write(Path(out), page)
     return Path(out)
 
@@ -64,22 +69,32 @@ def write(out: Path, page: str) -> None:
 
 
 def render(
-    a: Analysis, runs: Sequence["Run"], *, title: str, note: str = "", watch: str = ""
+    a: Analysis,
+    runs: Sequence["Run"],
+    *,
+    title: str,
+    note: str = "",
+    watch: str = "",
+    by: str = "samples",
 ) -> str:
     """The page as text.
 
     Args:
         runs: those that `a` was made from.
+        by: what error curves are against at first: samples, epochs or steps.
         watch: version of a served page, which asks its server for a newer one; "" never asks.
     """
-    style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    files = ("page.css", "figure.css", "page.js")
+    page, marks, script = ((_HERE / name).read_text(encoding="utf-8") for name in files)
+    style = page + marks
     template, markup = _template()
     return template.render(
         title=" ".join(title.split()),
         note=" ".join(note.split()),
         headline=sentences.headline(a),
         figure=comparison.headline_figure(a),
-        sections=sections.sections(a, runs, versions(runs)),
+        sections=sections.sections(a, runs, versions(runs), by),
+        last=a.last,
         swatch=lambda css: markup(charts.swatch(css)),
         safe=lambda svg: markup(draw.checked(svg)),
         watch=watch,
@@ -113,7 +128,7 @@ def _template() -> tuple[Any, Any]:
     return environment.get_template("page.html.j2"), Markup
 
 
-def versions(runs: Iterable["Run"]) -> dict[str, str]:
+def versions(runs: "Iterable[Run | Result]") -> dict[str, str]:
     """What the runs recorded of their machine; several values where they differ."""
     found: dict[str, set[str]] = {}
     for run in runs:

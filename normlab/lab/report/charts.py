@@ -12,7 +12,8 @@ from normlab.lab.report import draw
 from normlab.lab.report.sentences import upper
 
 _COLOURS = {"batch": 0, "group": 1, "layer": 2, "instance": 3, "none": 4}
-_NUM_COLOURS = 8  # as in page.css
+_SPARE = (7, 5, 6)  # the last is much like that of group norm
+_NUM_COLOURS = len(_COLOURS) + len(_SPARE)  # as in page.css
 
 
 def error_by_batch(a: Analysis, width: int, height: int) -> str:
@@ -104,11 +105,13 @@ def off_scale(a: Analysis) -> list[Series]:
 def colour_classes(a: Analysis) -> dict[str, str]:
     """A colour for the label of each series; the usual norms have theirs on every page."""
     chosen: dict[str, str] = {}
-    free = [c for c in range(_NUM_COLOURS) if c not in {_home(s) for s in a.series}]
+    homes = {_home(s) for s in a.series}
+    free = [c for c in (*_SPARE, *_COLOURS.values()) if c not in homes]
     for i, series in enumerate(a.series):
         home = f"c{_home(series)}"
-        spare = f"c{free.pop(0)}" if free else f"c{i % _NUM_COLOURS} twice"
-        chosen[series.label] = home if home != "cNone" and home not in chosen.values() else spare
+        if home == "cNone" or home in chosen.values():
+            home = f"c{free.pop(0)}" if free else f"c{i % _NUM_COLOURS} twice"
+        chosen[series.label] = home
     return chosen
 
 

@@ -1,10 +1,11 @@
-"""The sections of a comparison of norms: errors, learning, cost, setting."""
+"""The sections of a comparison of norms: errors, learning, setting."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from normlab.lab.analysis import Analysis
-from normlab.lab.report import charts, curves, sentences, tables
+from normlab.lab.conversions import networks
+from normlab.lab.report import charts, conversion, curves, sentences, tables
 from normlab.lab.report.sections import Figure, Section
 from normlab.lab.report.tables import Table
 
@@ -13,8 +14,14 @@ if TYPE_CHECKING:
 
 
 def headline_figure(a: Analysis) -> Figure | None:
-    """Error against batch size for every norm; None before a run has finished."""
-    counted = sum(r.error is not None for r in a.results)
+    """Error against batch size for every norm, or for every way of conversion if most runs are.
+
+    None before a run has finished.
+    """
+    if a.is_about_conversions and (figure := conversion.trained_on(networks(a))):
+        return figure
+    shown = [r for s in a.series for group in s.groups.values() for r in group.results]
+    counted = sum(r.error is not None for r in shown)
     if not counted:
         return None
     by_size = len(a.xs) > 1
@@ -37,7 +44,7 @@ def headline_figure(a: Analysis) -> Figure | None:
         said.append(
             "Each small dot is one run, the large dot their mean, the bar ± 1 standard deviation."
         )
-    if by_size and counted < len(a.results):
+    if by_size and counted < len(shown):
         said.append("A cross marks a run without a result.")
     return Figure(
         f"Validation error by {a.x_name if by_size else 'norm'}",
@@ -62,15 +69,16 @@ def errors(a: Analysis, _: "Sequence[Run]") -> Section | None:
     )
 
 
-def learning(a: Analysis, _: "Sequence[Run]") -> Section | None:
-    """Error curves, a panel for each batch size."""
-    panels = curves.error_curves(a)
-    if not panels:
+def learning(a: Analysis, _: "Sequence[Run]", by: str = "samples") -> Section | None:
+    """Error curves, a panel for each batch size, against what the reader chooses."""
+    choices = [(name, curves.error_curves(a, name)) for name in curves.recorded(a)]
+    if not choices or not choices[0][1]:
         return None
     note = (
-        "Error in % against training images seen. Solid: validation; dashed: training. Thick: "
-        "mean over seeds; thin: each run."
+        "Error in %. Solid: validation; dashed: training. Thick: mean over seeds; thin: each run."
     )
+    if by not in dict(choices):
+        note += f" Not every run has recorded its {by}, so the curves are against samples."
     if any(s.flat for s in a.series) and len(a.xs) > 1:
         note += f" Norms that do not depend on the {a.x_name} are the same in every panel."
     colours = charts.colour_classes(a)
@@ -79,16 +87,12 @@ def learning(a: Analysis, _: "Sequence[Run]") -> Section | None:
         "",
         curves.mean_curves(a),
         note=note,
-        panels=panels,
+        choices=choices,
+        chosen=by if by in dict(choices) else "samples",
+        asks="against",
         legend=[(colours[s.label], s.label) for s in a.series],
     )
     return Section("learning", "Learning", figures=[figure])
-
-
-def cost(a: Analysis, _: "Sequence[Run]") -> Section | None:
-    """Time, memory and parameters."""
-    table = tables.cost(a)
-    return Section("cost", "Time and memory", tables=[table]) if table.rows else None
 
 
 def setting(a: Analysis, versions: Mapping[str, str]) -> Section | None:

@@ -24,12 +24,15 @@ def section(a: Analysis, _: "Sequence[Run]") -> Section | None:
     found, said = networks(a), headline(a)
     if not found:
         return None
+    # of a page about conversions, sentences and figure are the headline
+    shown = [_CHOSEN] if a.is_about_conversions else [*said, _CHOSEN]
+    figure = None if a.is_about_conversions else trained_on(found)
     return Section(
         "conversion",
         "Conversion",
-        sentences=[clean(text, 5000) for text in (*said, _CHOSEN)] if said else [],
+        sentences=[clean(text, 5000) for text in shown] if said else [],
         more=[clean(text, 5000) for network in found for text in sentences(network, found)],
-        figures=[figure] if (figure := trained_on(found)) else [],
+        figures=[figure] if figure else [],
         tables=[errors(network) for network in found],
         folded=[table for network in found if (table := against_control(network)).rows],
     )

@@ -42,7 +42,8 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * f for f in (1, 2, 2.5, 5, 10) if power * f >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 10) for i in range(first, last + 1)]
+    digits = 2 - round(math.log10(power))  # of 1, 2, 2.5, 5 or 10 powers
+    return [round(i * step, digits) for i in range(first, last + 1)]
 
 
 def scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:

@@ -12,14 +12,13 @@ from normlab.lab.analysis import Analysis, Group, Series
 from normlab.lab.conversions import Network, networks
 from normlab.lab.differences import half_width
 from normlab.lab.report import ReportError
+from normlab.lab.report.curves import AXES, mean_curve, recorded, train_error, validation_error
 from normlab.lab.report.sentences import upper
 from normlab.lab.report.tables import clean
-from normlab.lab.results import Epoch, Result
 
 __all__ = ["FORMATS", "save"]
 
 FORMATS = ("png", "svg", "pdf")
-AXES = {"samples": "training images seen", "epoch": "epochs", "step": "steps"}
 _WIDTH = 3.4  # inches, a column of a paper
 _RESOLUTION = 300  # dots per inch
 # Okabe and Ito 2008: told apart by readers with any colour vision, and in print
@@ -50,16 +49,20 @@ def save(a: Analysis, folder: Path, format: str, *, by: str = "samples") -> list
     Args:
         folder: made if it is not there.
         format: png, svg or pdf.
-        by: what error curves are drawn against: samples, epoch or step.
+        by: what error curves are drawn against: samples, epochs or steps.
 
     Raises:
         ImportError: matplotlib is missing.
-        ReportError: there is nothing to draw, or a file cannot be written.
+        ReportError: there is nothing to draw, nothing recorded to draw against, or a file cannot
+            be written.
     """
     drawn: dict[str, Callable[[Any], None]] = {}
     if any(g.errors for s in a.series for g in s.groups.values()):
         drawn["error"] = lambda figure: error_by_batch(a, figure)
     if any(e.validation_error is not None for r in a.results for e in r.epochs) and a.series:
+        if by not in recorded(a):
+            others = ", ".join(recorded(a))
+            raise ReportError(f"not every run has recorded its {by}; choose one of {others}")
         drawn["curves"] = lambda figure: error_curves(a, figure, by)
     for number, network in enumerate(networks(a), start=1):
         if any(g.errors for way in network.ways for g in way.after.values()):
@@ -154,27 +157,11 @@ def conversion(network: Network, figure: Any) -> None:
     _legend(figure, right)
 
 
-def mean_curve(
-    results: Sequence[Result], by: str, key: Callable[[Epoch], float | None]
-) -> list[tuple[float, float]]:
-    """Mean over the runs wherever all of them have a number."""
-    found: dict[float, list[float]] = {}
-    for r in results:
-        for e in r.epochs:
-            at, value = getattr(e, "samples" if by == "samples" else by), key(e)
-            if at is not None and value is not None:
-                found.setdefault(at, []).append(value)
-    return [(at, sum(v) / len(v)) for at, v in sorted(found.items()) if len(v) == len(results)]
-
-
 def _curve(axes: Any, group: Group, by: str, series: Series, i: int) -> None:
     counted = [r for r in group.results if r.error is not None]
     look = {"color": _look(i)["color"], "linewidth": 1}
-    for line, key in (
-        ("-", lambda e: e.validation_error),
-        ("--", lambda e: e.train_error),
-    ):
-        points = mean_curve(counted, by, key)
+    for line, key in (("-", validation_error), ("--", train_error)):
+        points = mean_curve(counted, key, by)
         if points:
             label = clean(series.label, 80) if line == "-" else None
             axes.plot(*zip(*points), line, label=label, **look)

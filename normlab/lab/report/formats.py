@@ -22,27 +22,38 @@ from normlab.lab.report import (
     conversion,
     divisions,
     figures,
+    gates,
+    markdown,
+    pairs,
     published,
     sentences,
     tables,
 )
+from normlab.lab.report.markdown import as_markdown
 from normlab.lab.report.tables import Table, clean
 
 __all__ = ["FORMATS", "as_csv", "as_json", "as_markdown", "export", "table_as_csv"]
 
 VERSION = 1  # of the JSON; grows when a key changes its meaning
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-_ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
-_MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\`*_[]|~$"} | _ENTITIES)
 
 
-def export(a: Analysis, format: str, *, title: str, out: Path | None, folder: Path) -> list[Path]:
+def export(
+    a: Analysis,
+    format: str,
+    *,
+    title: str,
+    out: Path | None,
+    folder: Path,
+    by: str = "samples",
+) -> list[Path]:
     """Print the analysis in a format, or write it; what the command line calls.
 
     Args:
         format: one of FORMATS, or of figures.FORMATS.
         out: a file; for figures, and for a file of CSV per table, a folder. None: text is printed,
-            figures go to the folder figures in `folder`.
+            figures go to the folder figures in `folder`. Markdown has its images beside it.
+        by: what error curves among the figures are against: samples, epochs or steps.
 
     Returns:
         The files written.
@@ -51,12 +62,14 @@ def export(a: Analysis, format: str, *, title: str, out: Path | None, folder: Pa
         ReportError: one cannot be written, or there is nothing to draw.
     """
     if format in figures.FORMATS:
-        return figures.save(a, out or folder / "figures", format)
+        return figures.save(a, out or folder / "figures", format, by=by)
     if out is None:
         sys.stdout.write(FORMATS[format](a, title))
         return []
     if format == "csv" and (out.is_dir() or not out.suffix):
         return _write_tables(a, out)
+    if format == "md":
+        return markdown.write(a, title, out)
     report.write(out, FORMATS[format](a, title))
     return [out]
 
@@ -79,14 +92,6 @@ def _write_tables(a: Analysis, folder: Path) -> list[Path]:
     for file, text in zip(files, texts.values()):
         report.write(file, text)
     return files
-
-
-def as_markdown(a: Analysis, title: str = "") -> str:
-    """Findings, then every table."""
-    said = [*sentences.headline(a), *sentences.about_batch_norm(a), *sentences.caveats(a)]
-    parts = [f"# {_escaped(title or 'Runs')}", *map(_paragraph, said)]
-    parts += [_table(table) for table in all_tables(a)]
-    return "\n\n".join(parts) + "\n"
 
 
 def as_csv(a: Analysis, title: str = "") -> str:
@@ -130,6 +135,7 @@ def as_json(a: Analysis, title: str = "") -> str:
         ],
         "differences": [_compared(row) for row in a.differences()],
         "differences_paired": [_compared(row) for row in a.paired()],
+        "pairs": [_pair(p) for p in pairs.pairs(a)],
         "conversions": _conversions(a),
         "published": [_published(p) for p in PUBLISHED],
         "tables": [dataclasses.asdict(table) for table in all_tables(a)],
@@ -156,6 +162,8 @@ def all_tables(a: Analysis) -> list[Table]:
         divisions.by_size(a),
         *divisions.matrices(a),
         *conversion.tables(a),
+        pairs.table(a),
+        *gates.tables(a),
         tables.cost(a),
         confusion.pairs(a),
         confusion.images(a),
@@ -212,6 +220,20 @@ def _compared(row: tuple[Series, Series, int, Difference]) -> dict[str, Any]:
     said = clean(sentences.sentence(series.label, reference.label, x, d), 1000)
     return {"series": series.label, "reference": reference.label, "x": x, **_difference(d)} | {
         "sentence": said
+    }
+
+
+def _pair(p: pairs.Pair) -> dict[str, Any]:
+    """Of the paired t-test; p_holm is adjusted for all pairs at one x, and judged by."""
+    return {
+        "series": p.series.label,
+        "other": p.other.label,
+        "x": p.x,
+        **_difference(p.difference),
+        "p": p.difference.p,
+        "p_holm": p.p,
+        "significant": None if p.p is None else p.significant,
+        "sentence": clean(p.words, 1000),
     }
 
 
@@ -301,34 +323,3 @@ def _is_number(text: str) -> bool:
         return math.isfinite(float(text)) and text.strip() == text and "_" not in text
     except ValueError:
         return False
-
-
-def _table(table: Table) -> str:
-    """A table of GitHub's Markdown with its title and note."""
-    numeric = table.numeric or [False] * len(table.columns)
-    lines = [
-        _row(table.columns),
-        "|" + "|".join(" ---: " if n else " --- " for n in numeric) + "|",
-        *map(_row, table.rows),
-    ]
-    note = f"\n\n{_paragraph(table.note)}" if table.note else ""
-    return f"## {_escaped(table.title)}\n\n" + "\n".join(lines) + note
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(map(_escaped, cells)) + " |"
-
-
-def _paragraph(text: str) -> str:
-    """A paragraph that starts no heading and no list."""
-    return re.sub(r"^([#+=-]|\d+(?=[.)]\s))", _after_backslash, _escaped(text))
-
-
-def _after_backslash(start: re.Match[str]) -> str:
-    mark = start[0]
-    return f"{mark}\\" if mark.isdecimal() else f"\\{mark}"
-
-
-def _escaped(text: str) -> str:
-    """Text that Markdown shows as it is: no markup, link or element of its own."""
-    return clean(text, 5000).translate(_MARKDOWN)

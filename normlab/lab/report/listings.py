@@ -1,4 +1,4 @@
-"""Tables that do not come from a comparison: scores of one run, the catalogue, the machine."""
+"""Tables that do not come from a comparison: scores of one run, data sets, the machine."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,28 +36,6 @@ def scores(of_splits: Mapping[str, Mapping[str, Any]], classes: tuple[str, ...])
             )
         )
     return tables
-
-
-def catalogue() -> Table:
-    """Every norm: names, pattern, whether samples affect each other, one sentence."""
-    from normlab import norms
-
-    rows = []
-    for name in norms.available():
-        cls, _ = norms.parse(name)
-        short = [a for a, n in norms.ALIASES.items() if n == name]
-        forms = [f"{name}:{k}{'=' if k else ''}N" for k in cls.spec_options]
-        rows.append(
-            [
-                ", ".join([name, *short]),
-                cls.pattern,
-                "yes" if cls.uses_batch() else "no",
-                ", ".join(forms),
-                (cls.__doc__ or "").splitlines()[0],
-            ]
-        )
-    columns = ["norm", "statistics", "uses the batch", "options", "what it does"]
-    return Table("Norms", columns, rows, "What disappears to the right of -> is averaged.")
 
 
 def published(root: Path) -> Table:

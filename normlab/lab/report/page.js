@@ -50,6 +50,20 @@
   }
   addEventListener("scroll", () => show(null), { passive: true });
 
+  // the same figure against something else
+  const choices = all(".choices");
+  function choose(group, what) {
+    show(null);
+    for (const b of all("button", group)) b.setAttribute("aria-pressed", b.dataset.choice === what);
+    for (const d of all(".drawing[data-of]", group.parentNode)) d.hidden = d.dataset.of !== what;
+  }
+  for (const group of choices) {
+    group.hidden = false;
+    group.addEventListener("click", (e) => {
+      if (e.target.dataset.choice) choose(group, e.target.dataset.choice);
+    });
+  }
+
   // downloads: what is on the page, so nothing is fetched
   const name = (text) => text.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 60).toLowerCase();
   function save(blob, file) {
@@ -195,6 +209,7 @@
   const place = JSON.parse(remembered("normlab-place") || "null");
   if (place) {
     for (const part of all("details[id]")) part.open = place.open.includes(part.id);
+    choices.forEach((group, i) => place.chosen && place.chosen[i] && choose(group, place.chosen[i]));
     scrollTo(0, place.y);
   }
   setInterval(async () => {
@@ -205,7 +220,8 @@
       return; // the server has ended; the page stays as it is
     }
     const open = all("details[id]").filter((d) => d.open).map((d) => d.id);
-    remember("normlab-place", JSON.stringify({ y: scrollY, open }));
+    const chosen = choices.map((g) => (g.querySelector("[aria-pressed=true]") || { dataset: {} }).dataset.choice);
+    remember("normlab-place", JSON.stringify({ y: scrollY, open, chosen }));
     location.reload();
   }, 2000);
 })();

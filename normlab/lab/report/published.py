@@ -85,7 +85,7 @@ def differences(a: Analysis, others: tuple, p: Published) -> list[str]:
     found = []
     if not p.data or any(p.data not in e.data for e in settings):
         found.append(f"the data is {_listed(e.data for e in settings)}")
-    if not p.model or any(p.model not in e.model for e in settings):
+    if not all(_is_model(e.model, p.model) for e in settings):
         found.append(f"the network is {_listed(e.model for e in settings)}")
     if p.epochs and any(e.epochs != p.epochs for e in settings):
         found.append(f"{_listed(e.epochs for e in settings)} epochs instead of {p.epochs}")
@@ -99,6 +99,15 @@ def differences(a: Analysis, others: tuple, p: Published) -> list[str]:
     if p.source != "gn" and p.columns[0].startswith("test"):
         found.append("ours is the error on validation images, not on the test set")
     return found
+
+
+def _is_model(address: str, words: str) -> bool:
+    """Whether an address has one of the words, or is the one that is an address itself.
+
+    >>> [_is_model(m, "vgg16 vgg:16") for m in ("torchvision:vgg16", "vgg:16", "vgg:16:8")]
+    [True, True, False]
+    """
+    return any(w == address if ":" in w else w in address for w in words.split())
 
 
 def _ours(a: Analysis, p: Published) -> list[tuple[str, dict[Number, str]]]:

@@ -30,6 +30,9 @@ class Figure:
         note: how to read it.
         narrow: the same for a phone, 360 wide; "" shrinks `svg`.
         panels: instead of `svg`, several drawings side by side, each with its heading.
+        choices: instead of `panels`, some of these to choose from, each under its name.
+        chosen: the name of those shown at first, and without script.
+        asks: the words before the names.
         legend: colour class and name of each line.
     """
 
@@ -40,6 +43,9 @@ class Figure:
     narrow: str = ""
     panels: Sequence[tuple[str, str]] = ()
     legend: Sequence[tuple[str, str]] = ()
+    choices: Sequence[tuple[str, Sequence[tuple[str, str]]]] = ()
+    chosen: str = ""
+    asks: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,14 +70,23 @@ class Section:
     unfolded: bool = True
 
 
-def sections(a: Analysis, runs: "Sequence[Run]", versions: dict[str, str]) -> list[Section]:
-    """All sections that have something to say, in the order of the page."""
+def sections(
+    a: Analysis, runs: "Sequence[Run]", versions: dict[str, str], by: str = "samples"
+) -> list[Section]:
+    """All sections that have something to say, in the order of the page.
+
+    Args:
+        by: what error curves are against at first: samples, epochs or steps.
+    """
     # imported here, since each of them imports Section from above
     from normlab.lab.report import (
         comparison,
         confusion,
         conversion,
+        costs,
         divisions,
+        gates,
+        pairs,
         probes,
         published,
         run_parts,
@@ -79,16 +94,20 @@ def sections(a: Analysis, runs: "Sequence[Run]", versions: dict[str, str]) -> li
 
     made = (
         comparison.errors(a, runs),
-        comparison.learning(a, runs),
+        pairs.section(a, runs),
+        comparison.learning(a, runs, by),
         divisions.batches(a, runs),
         divisions.section(a, runs),
         conversion.section(a, runs),
+        gates.section(a, runs),
         probes.section(a, runs),
         confusion.section(a, runs),
-        comparison.cost(a, runs),
+        costs.section(a, runs),
         published.section(a, runs),
         run_parts.section(a, runs),
         comparison.setting(a, versions),
         comparison.damaged(a, runs),
     )
-    return [section for section in made if section]
+    # what most runs are about comes first
+    found = [section for section in made if section]
+    return sorted(found, key=lambda s: not (a.is_about_conversions and s.id == "conversion"))

@@ -14,11 +14,13 @@ def sentence(name: str, other: str, x: int, d: Difference) -> str:
 
 def headline(a: Analysis) -> list[str]:
     """The answer in one to three sentences, the most important first."""
+    # imported here, since conversion.py takes its words from this file
+    from normlab.lab.report import conversion
+
+    if a.is_about_conversions and (said := conversion.headline(a)):
+        return said
     pairs = a.differences()
     if not pairs:
-        # imported here, since conversion.py takes its words from this file
-        from normlab.lab.report import conversion
-
         return conversion.headline(a) or [_lowest(a)]
     # The question is group norm's. Without it the best norm is named, which flatters it a little.
     of_group = [p for p in pairs if family(p[0].norm) == "group"]

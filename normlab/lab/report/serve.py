@@ -9,13 +9,14 @@ import secrets
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 from normlab.lab import report
-from normlab.lab.analysis import analyse
+from normlab.lab.analysis import LAST_EPOCHS, analyse
 from normlab.lab.runs import Run, RunError, find
 
 _FILES = ("experiment.json", "status.json", "metrics.jsonl", "environment.json")
@@ -35,6 +36,8 @@ def watch(
     out: Path | None = None,
     say: Callable[[str], Any],
     seconds: float = 2.0,
+    by: str = "samples",
+    last: int = LAST_EPOCHS,
 ) -> int:
     """Serve the page of the runs in `paths` until Ctrl-C.
 
@@ -43,28 +46,33 @@ def watch(
         out: HTML file, or a folder for report.html, that is kept up to date too; None: no file.
         say: called with the address.
         seconds: between two looks at the folders.
+        by: what error curves are against at first: samples, epochs or steps.
+        last: epochs at the end whose median is a run's result.
 
     Raises:
         RunError: a folder that is not there.
     """
     file = out / "report.html" if out and out.suffix != ".html" else out
+    page = partial(_page, paths, title, by=by, last=last)
     server: Server | None = None
     thread: Thread | None = None
     try:
         seen = _state(paths)
-        server = Server(_page(paths, title, _version(seen)), _version(seen))
+        server = Server(page(_version(seen)), _version(seen))
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True)
         thread.start()
         say(f"report: {server.address}  (Ctrl-C ends it)")
-        _keep(file, paths, title)
+        if file:
+            report.write(file, page(""))
         pause = seconds
         while True:
             time.sleep(pause)
             now, started = _state(paths), time.monotonic()
             if now != seen:
                 seen = now
-                server.show(_page(paths, title, _version(seen)), _version(seen))
-                _keep(file, paths, title)
+                server.show(page(_version(seen)), _version(seen))
+                if file:
+                    report.write(file, page(""))
                 pause = max(seconds, 4 * (time.monotonic() - started))  # the runs come first
     except KeyboardInterrupt:
         say("the report is no longer served")
@@ -161,17 +169,20 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing: the token would be in the log."""
 
 
-def _page(paths: Sequence[Path], title: str, version: str) -> str:
+def _page(
+    paths: Sequence[Path],
+    title: str,
+    version: str,
+    *,
+    by: str = "samples",
+    last: int = LAST_EPOCHS,
+) -> str:
+    """The page as text; "" as version asks no server for a newer one."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # half-written lines are what is expected here
         runs, damaged = collect(paths)
-        return report.render(analyse(runs, damaged), runs, title=title, watch=version)
-
-
-def _keep(file: Path | None, paths: Sequence[Path], title: str) -> None:
-    """The same page as a file, which asks no server."""
-    if file:
-        report.write(file, _page(paths, title, ""))
+        a = analyse(runs, damaged, last=last)
+        return report.render(a, runs, title=title, watch=version, by=by)
 
 
 def _state(paths: Sequence[Path]) -> dict[str, tuple[int, int]]:

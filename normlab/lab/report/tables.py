@@ -1,6 +1,7 @@
 """The tables of a comparison as plain text cells, for the page and for the terminal alike."""
 
 import dataclasses
+import functools
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -46,10 +47,17 @@ class Table:
 
 def clean(text: str, limit: int = 300) -> str:
     """Text from outside, safe to show: control and direction characters escaped, ~ for home."""
-    home = str(Path.home())
+    home = _home()
     text = text if home == "/" else text.replace(f"{home}/", "~/")
+    if text.isprintable():
+        return text if len(text) <= limit else f"{text[:limit]}…"
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: limit + 1])
     return shown if len(text) <= limit else f"{shown[:limit]}…"
+
+
+@functools.cache
+def _home() -> str:
+    return str(Path.home())
 
 
 def results(a: Analysis) -> list[Table]:
@@ -205,7 +213,16 @@ _COSTS = (
     _Cost("ratio", "seconds", ".2f", "to batch norm at the same batch size"),
     _Cost("ms/step", "seconds_step", "#.3g", "for one update of the weights", 1e-3, always=False),
     _Cost("MB", "bytes_saved", "#.3g", "kept for the backward pass, per image", 1e6),
-    _Cost("peak MB", "bytes_peak", ",.0f", "most of the GPU's memory", 1e6, always=False),
+    _Cost("MB/step", "bytes_saved_step", "#.3g", "the same for all images of a step", 1e6),
+    _Cost(
+        "peak MB",
+        "bytes_peak",
+        "#.3g",
+        "most memory held at once, on a GPU by all of the training, on the CPU by the network and "
+        "one forward and backward pass",
+        1e6,
+        always=False,
+    ),
     _Cost("parameters", "num_parameters", ",.0f"),
 )
 
