@@ -56,7 +56,7 @@ NEEDED = [  # by the tests
 
 BROKEN = 70  # the exit status where tests could not even be asked
 
-CONTRACT = ("tests/test_conformance.py", "tests/test_contract.py")
+CONTRACT = ("tests/test_conformance.py", "tests/test_contract.py", "tests/test_transforms.py")
 EQUALITY = ("tests/test_torch_equality.py", "tests/test_bad_layers.py", "tests/test_regressions.py")
 KERNELS = ("tests/test_cpu_kernels.py", "tests/test_numerics.py", "tests/test_cpu_memory.py")
 
@@ -74,12 +74,18 @@ TARGETS = [
     Target("normlab/pattern.py", 12, ("tests/test_pattern.py", "{file}", *EQUALITY, *CONTRACT)),
     Target(
         "normlab/functional.py", 12,
-        (*EQUALITY, "{file}", "tests/test_masks.py", "tests/test_numerics.py", *CONTRACT),
+        (
+            *EQUALITY, "{file}", "tests/test_masks.py", "tests/test_recompute.py",
+            "tests/test_numerics.py", *CONTRACT,
+        ),
     ),
     Target("normlab/layer.py", 11, (*EQUALITY, "tests/test_masks.py", "{file}", *CONTRACT)),
     Target(
         "normlab/running.py", 12,
-        ("tests/test_masks.py", *EQUALITY, "tests/test_synchronized.py", *CONTRACT),
+        (
+            "tests/test_masks.py", *EQUALITY, "tests/test_recompute.py",
+            "tests/test_synchronized.py", *CONTRACT,
+        ),
     ),
     Target(
         "normlab/moments.py", 8,
