@@ -7,6 +7,8 @@
 VENV ?= .venv
 PYTHON ?=
 CPU ?=
+# a process per core, at most four, which share the test files between them; PARALLEL= is one
+PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 INPUTS = pyproject.toml constraints.txt scripts/setup.sh
 
 ifeq ($(VENV),none)
@@ -23,10 +25,10 @@ demo: $(LAB)
 	$(RUN) -m normlab.cli compare
 
 test: $(DEV)
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(PARALLEL)
 
 test-slow: $(DEV)
-	$(RUN) -m pytest -m "slow or not slow"
+	$(RUN) -m pytest $(PARALLEL) -m "slow or not slow"
 
 lint: $(DEV)
 	$(RUN) -m ruff check .

@@ -95,7 +95,7 @@ def ranks(request, tmp_path_factory):
     for process in started:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors[-2000:]
-    return [torch.load(folder / f"{r}.pt") for r in range(len(shares))], shares
+    return [torch.load(folder / f"{r}.pt", weights_only=True) for r in range(len(shares))], shares
 
 
 @pytest.mark.parametrize("name", CASES)
