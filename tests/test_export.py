@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 import normlab
+from normlab import norms
 
-SPECS = ["batch", "group:4", "layer", "instance", "batch_instance"]
+SPECS = [{"group": "group:4", "evonorm_s0": "evonorm_s0:2"}.get(n, n) for n in norms.available()]
 
 
 def network(spec: str) -> nn.Module:

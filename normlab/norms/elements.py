@@ -33,6 +33,7 @@ def begun(
     dtype = dtype or compute_dtype(x)
     is_followed = (
         torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
     )
