@@ -61,6 +61,8 @@ class Norm(nn.Module):
 
     pattern: str
     name: ClassVar[str]
+    # the patterns of a norm that is made of several, by what they are; for pictures
+    parts: ClassVar[dict[str, str]]
     # what may follow the name and a colon in a spec: "" is the option of a bare value
     spec_options: ClassVar[dict[str, str]] = {}
     can_recompute: ClassVar[bool] = True  # y is one function of x and its statistics

@@ -14,7 +14,7 @@ from normlab import cli, norms
 from normlab.lab.report import catalogue, norm_pictures
 from normlab.lab.report.norm_pictures import measured, of_pattern
 from normlab.surgery import weights
-from normlab.surgery.rules import is_one_pattern
+from normlab.surgery.rules import is_plain
 
 ROOT = Path(__file__).parent.parent
 # of the catalogue itself: another test may have added norms of its own
@@ -62,9 +62,7 @@ def test_catalogue_fits_80_columns_without_breaking_names_or_patterns():
         assert ENTRIES[name].pattern in text
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in OURS if is_one_pattern(norms.norm(n, 8)) and n not in FIXED]
-)
+@pytest.mark.parametrize("name", [n for n in OURS if is_plain(norms.norm(n, 8)) and n not in FIXED])
 def test_picture_of_a_pattern_is_what_the_layer_depends_on(name):
     """Geometry and kernels agree on what goes together."""
     layer = norms.norm(name, 32, dtype=torch.float64)

@@ -174,6 +174,7 @@ class ExtendedBatchNorm(Norm, name="extended_batch", aliases=("ebn",)):
     """
 
     pattern = PER_CHANNEL
+    parts = {"mean": PER_CHANNEL, "variance": "n c ... ->"}
     can_recompute = False
 
     def forward(

@@ -14,7 +14,7 @@ from normlab.layer import Norm, count_batch, next_momentum
 from normlab.norms.batch import BatchNorm, sliced
 from normlab.norms.corrected import of_channels
 from normlab.norms.elements import begun
-from normlab.norms.sample import InstanceNorm
+from normlab.norms.sample import InstanceNorm, LayerNorm
 from normlab.ops import ACTIVATIONS
 
 
@@ -47,6 +47,7 @@ class BatchInstanceNorm(Norm, name="batch_instance", aliases=("bin",)):
     """
 
     pattern = PER_CHANNEL
+    parts = {"batch": PER_CHANNEL, "instance": InstanceNorm.pattern}
     can_recompute = False
     spec_options = {"n": "norm_batch_size"}
 
@@ -115,6 +116,9 @@ class SwitchableNorm(Norm, name="switchable"):
     """
 
     pattern = PER_CHANNEL
+    parts = {
+        "instance": InstanceNorm.pattern, "layer": LayerNorm.pattern, "batch": PER_CHANNEL,
+    }  # fmt: skip
     can_recompute = False
 
     def __init__(self, num_channels: int, **options: Any) -> None:

@@ -94,18 +94,22 @@ def reason_to_leave(layer: nn.Module) -> str | None:
     return None
 
 
-def is_one_pattern(layer: nn.Module) -> bool:
-    """Whether a norm is what its pattern says and nothing else."""
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a norm divides by the statistics of its pattern, and does nothing else."""
     own = kind(layer)
     if not issubclass(own, Norm):
         return True
-    return own.center and own.forward in (Norm.forward, TorchBatchNorm.forward)
+    return own.forward in (Norm.forward, TorchBatchNorm.forward)
+
+
+def is_one_pattern(layer: nn.Module) -> bool:
+    """Whether a norm is plain, and subtracts the mean: no more than mean and variance is known."""
+    return is_plain(layer) and centers(layer)
 
 
 def evaluates_as_pattern(layer: Any) -> bool:
     """Whether a norm in evaluation computes what its pattern says, whatever it does in training."""
-    own = kind(layer)
-    if not issubclass(own, Norm) or own.forward in (Norm.forward, TorchBatchNorm.forward):
+    if is_plain(layer):
         return True
     return layer.name in _ALIKE and _ALIKE[layer.name](layer)
 

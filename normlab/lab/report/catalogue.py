@@ -22,7 +22,7 @@ from normlab.lab.norm_names import parts as parts_of
 from normlab.lab.report.norm_pictures import WEIGHTS, Picture, lines, measured, of_pattern
 from normlab.layer import Norm
 from normlab.surgery import weights
-from normlab.surgery.rules import is_one_pattern
+from normlab.surgery.rules import is_plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -137,12 +137,12 @@ def entry(spec: str) -> Entry:
     name = address if "." in address else cls.name
     short = (a for a, n in norms.ALIASES.items() if n == name)
     pictures = _pictures(layer, asked=bool(options))
-    is_plain = is_one_pattern(layer) and not hasattr(cls, "parts")
+    is_single = is_plain(layer) and not hasattr(cls, "parts")
     return Entry(
         title=cls.__name__,
         names=(name, *short),
         forms=_forms(name, cls),
-        pattern=cls.pattern if is_plain else "composed" if pictures else "nothing",
+        pattern=cls.pattern if is_single else "composed" if pictures else "nothing",
         learned=tuple(n for n, _ in layer.named_parameters()),
         kept=_kept([n for n, _ in layer.named_buffers()]),
         uses_batch=cls.uses_batch(),
@@ -226,7 +226,7 @@ def _pictures(layer: Norm, *, asked: bool) -> tuple[Picture, ...]:
             for title, text in named.items()
             for p in [of_pattern(text, shared)]
         ]
-    elif not is_one_pattern(layer):
+    elif not is_plain(layer):
         drawn = [of_pattern(type(layer).pattern, "one statistic")]
         at_its_sizes = of_pattern(layer.pattern, channels=layer.num_channels)
         tried = measured(layer)
