@@ -63,7 +63,7 @@ def as_markdown(
         images: address and figure of each image; the first is the headline's.
     """
     first, *others = sentences.headline(a)
-    said = [*others, *sentences.about_batch_norm(a), *pairs.sentences(a), *sentences.caveats(a)]
+    said = [*others, *sentences.about_batch_norm(a), *pairs.said(a), *sentences.caveats(a)]
     parts = [f"# {_escaped(title or 'Runs')}", f"**{_escaped(first)}**"]
     parts += [_image(*image) for image in images[:1]]
     parts += [f"> {_paragraph(' '.join(note.split()))}"] * bool(note)

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from normlab.lab.runs import Run
 
 _LEVEL = 0.05
+_LEAD = (
+    "Seed by seed, by the paired t-test; what is said of means elsewhere is by Welch's test, which "
+    "makes nothing of shared seeds, and may judge otherwise."
+)
 _MAX_NAMED = 6  # pairs in a sentence
 _MAX_ROWS = 30  # of a table that is read; a longer one is looked up
 _MAX_SENTENCES = 60
@@ -90,7 +94,7 @@ def section(a: Analysis, _: "Sequence[Run]") -> Section | None:
     return Section(
         "pairs",
         "Every norm against every other",
-        sentences=sentences(a),
+        sentences=said(a),
         tables=[made] if short else [],
         folded=[] if short else [made],
         more=[_sentence(a, p) for p in found] if len(found) <= _MAX_SENTENCES else [],
@@ -124,16 +128,22 @@ def table(a: Analysis) -> Table:
     return Table("Every norm against every other, seed by seed", columns, rows * tested, note)
 
 
+def said(a: Analysis) -> list[str]:
+    """What is compared how, and what came of it."""
+    found = sentences(a)
+    return [_LEAD, *found] if found else []
+
+
 def sentences(a: Analysis) -> list[str]:
     """For each batch size, which norms differ, or that none do."""
     found = [p for p in pairs(a) if p.p is not None]
-    said = []
+    lines = []
     for x in dict.fromkeys(p.x for p in found):
         here = [p for p in found if p.x == x]
         sure = sorted((p for p in here if p.significant), key=lambda p: -abs(p.difference.value))
         if not sure:
             labels = dict.fromkeys(s.label for p in here for s in (p.series, p.other))
-            said.append(
+            lines.append(
                 f"{_at(a, x)} no significant difference between {_any_of(list(labels))} "
                 f"({plural(len(here), 'pair')}, {_seeds(here)})."
             )
@@ -142,8 +152,8 @@ def sentences(a: Analysis) -> list[str]:
         count = f"{len(sure)} of {plural(len(here), 'pair')} differ{'s' * (len(sure) == 1)}"
         largest = ", the largest" if len(sure) > _MAX_NAMED else ""
         rest = "" if len(sure) == len(here) else " The others show no significant difference."
-        said.append(f"{_at(a, x)} {count} significantly ({_seeds(here)}){largest}: {named}.{rest}")
-    return [clean(text, 5000) for text in said]
+        lines.append(f"{_at(a, x)} {count} significantly ({_seeds(here)}){largest}: {named}.{rest}")
+    return [clean(text, 5000) for text in lines]
 
 
 def _sentence(a: Analysis, p: Pair) -> str:
