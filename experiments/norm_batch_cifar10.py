@@ -3,7 +3,7 @@
 The normalization batch is swept from 1 to 32 images at an SGD batch of 32, so that nothing but the
 statistics changes: the number of steps and the learning rate are the same throughout. Group norm,
 which does not know the batch, is the reference. Small setting: ResNet-8, 4,000 training and 2,000
-validation images of CIFAR-10 at 16×16 pixels, 8 epochs, three seeds. `FULL` is ResNet-20 on all
+validation images of CIFAR-10 at 16×16 pixels, 8 epochs, five seeds. `FULL` is ResNet-20 on all
 images at 32×32 pixels, 100 epochs.
 
 Needs CIFAR-10 as data/cifar10/train.npz and test.npz, or `data="cifar10"` after
@@ -29,8 +29,8 @@ NOTE = (
 
 
 def sweep(base: Experiment) -> Sweep:
-    batch = Sweep.grid("", base, norm_batch_size=SIZES, seed=(0, 1, 2))
-    group = Sweep.grid("", base.replace(norm="group"), seed=(0, 1, 2))
+    batch = Sweep.grid("", base, norm_batch_size=SIZES, seed=range(5))
+    group = Sweep.grid("", base.replace(norm="group"), seed=range(5))
     title = __doc__.splitlines()[0]
     return Sweep(title=title, note=NOTE, experiments=(*batch.experiments, *group.experiments))
 

@@ -30,7 +30,7 @@ FLOORS = [
      "normlab.lab.environment", "normlab.lab.tensorboard", "normlab.lab.config"],
     ["normlab.lab.tasks", "normlab.lab.models", "normlab.lab.data", "normlab.lab.results"],
     ["normlab.lab.train", "normlab.lab.evaluate", "normlab.lab.probes", "normlab.lab.optimizer",
-     "normlab.lab.prediction", "normlab.lab.start"],
+     "normlab.lab.prediction", "normlab.lab.start", "normlab.lab.population"],
     ["normlab.lab.sweep", "normlab.lab.analysis", "normlab.lab.analysis_probes"],
     ["normlab.lab.conversions"],
     ["normlab.lab.report"],

@@ -55,6 +55,15 @@ class Confusion:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """Validation error after training, in percent, by whose statistics batch norms used."""
+
+    running: float | None
+    population: float | None
+    batch: float | None
+
+
+@dataclass(frozen=True)
 class Result:
     """One run: its setting, how it ended and its numbers; None where there is none."""
 
@@ -75,6 +84,7 @@ class Result:
     bytes_peak: float | None = None  # a GPU's over all training, on the CPU one step's
     error_before: float | None = None  # percent, validation, of weights that the run started from
     confusion: Confusion | None = None
+    judged: Judged | None = None
 
     @property
     def bytes_saved_step(self) -> float | None:
@@ -136,6 +146,7 @@ def read(run: "Run", last: int = LAST_EPOCHS) -> Result:
         bytes_peak=peak,
         error_before=_number(start, "validation_error"),
         confusion=_confusion(_event(events, "confusion")),
+        judged=_judged(_event(events, "statistics")),
     )
 
 
@@ -152,6 +163,12 @@ def _epoch(event: Mapping[str, Any], number: int) -> Epoch:
         step=_whole(event, "step"),
         seconds=_number(event, "seconds_train"),
     )
+
+
+def _judged(event: Mapping[str, Any]) -> Judged | None:
+    if not event:
+        return None
+    return Judged(*(_number(event, key) for key in ("running", "population", "batch")))
 
 
 def _confusion(event: Mapping[str, Any]) -> Confusion | None:

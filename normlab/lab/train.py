@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from normlab import surgery
-from normlab.lab import checkpoint, data, evaluate, optimizer, probes, start
+from normlab.lab import checkpoint, data, evaluate, optimizer, population, probes, start
 from normlab.lab.data.batches import Batch, batches, num_batches
 from normlab.lab.data.dataset import Dataset
 from normlab.lab.interrupt import Interrupt
@@ -139,6 +139,12 @@ class _Session:
         reason = "finished" if at.epoch == e.epochs else "patience"
         found = confusion(self.model, self.validation_set, self.input, self.device)
         self.run.log("confusion", **found)
+        together = e.batch_size // e.accumulate
+        judged = population.errors(
+            self.model, self.train_set, self.validation_set, self.input, self.device, together
+        )
+        if judged:
+            self.run.log("statistics", **judged)
         peak = {"bytes_peak": at.bytes_peak} if at.bytes_peak else {}
         self.run.log("end", reason=reason, **peak)
         return "finished"

@@ -1,0 +1,90 @@
+"""Whose statistics: a trained network judged by running, by population and by batch statistics.
+
+What batch norm loses in evaluation is told apart by it: running statistics that are not those of
+the population can be mended (`normlab.calibrate`), weights that need the statistics of a batch not.
+"""
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from normlab.lab import evaluate
+from normlab.lab.data.dataset import Dataset
+from normlab.lab.tasks import classification
+from normlab.lab.tasks.classification import Input
+from normlab.layer import Norm
+from normlab.surgery import SurgeryError, calibrate
+from normlab.surgery.batches import in_evaluation
+
+MOST_IMAGES = 1024  # of the population: enough for its statistics, and little beside an epoch
+_TOGETHER = 128  # images
+
+
+def errors(
+    model: nn.Module,
+    train_set: Dataset,
+    validation_set: Dataset,
+    input: Input,
+    device: torch.device,
+    batch_size: int,
+) -> dict[str, float | None]:
+    """Validation error in percent under each kind of statistics; empty without batch norms.
+
+    running: as the network is. population: statistics of training images, of up to MOST_IMAGES.
+    batch: those of the validation images of each batch, of batch_size, drawn in an order without
+    regard to classes; a last smaller one is left out. None where there are none: a population that
+    is not finite, or fewer images than a batch. The model is left as it was.
+    """
+    if not _batch_norms(model):
+        return {}
+    _, running = evaluate.measure(model, validation_set, input, device)
+    twin, population = copy.deepcopy(model), None
+    try:
+        calibrate(twin, _Images(train_set, input, device))  # type: ignore[arg-type]
+        _, population = evaluate.measure(twin, validation_set, input, device)
+    except SurgeryError:
+        pass  # no finite statistics, so no error under them
+    batch = _under_batches(copy.deepcopy(model), validation_set, input, device, batch_size)
+    return {"running": running, "population": population, "batch": batch}
+
+
+def _batch_norms(model: nn.Module) -> list[nn.Module]:
+    """Norms that normalize by the batch in training, and by running statistics after."""
+    return [
+        m
+        for m in model.modules()
+        if isinstance(m, _BatchNorm | Norm)
+        and m.running_mean is not None
+        and (isinstance(m, _BatchNorm) or m.uses_batch())
+    ]
+
+
+@torch.no_grad()
+def _under_batches(
+    model: nn.Module, images: Dataset, input: Input, device: torch.device, batch_size: int
+) -> float | None:
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    wrong = seen = 0
+    with in_evaluation(model, but=_batch_norms(model)):
+        for at in order.split(batch_size):
+            if len(at) == batch_size:
+                logits = model(input.prepare(images.images[at], device))
+                wrong += classification.num_wrong(logits, images.labels[at].to(device))
+                seen += batch_size
+    return 100 * wrong / seen if seen else None
+
+
+class _Images:
+    """Training images in batches, as often as they are asked for; spread over all of them."""
+
+    def __init__(self, images: Dataset, input: Input, device: torch.device) -> None:
+        self._images, self._input, self._device = images.images, input, device
+        count = min(len(images), MOST_IMAGES)
+        self._chosen = torch.linspace(0, len(images) - 1, count).round().long()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for at in self._chosen.split(_TOGETHER):
+            yield self._input.prepare(self._images[at], self._device)
