@@ -225,7 +225,9 @@ def report(
     if format != "html":
         from normlab.lab.report import formats
 
-        made = formats.export(analysis, format, title=title, out=out, folder=runs[0], by=by)
+        made = formats.export(
+            analysis, format, title=title, out=out, folder=runs[0], by=by, runs=found
+        )
         for file in made:
             Console().print(str(file), markup=False, soft_wrap=True)
         return 0

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     title, note = experiment(given.name)
     given.folder.mkdir(parents=True, exist_ok=True)
     title = given.title or title or given.name.replace("_", " ")
-    for file in markdown.write(a, title, given.folder / f"{given.name}.md", note):
+    for file in markdown.write(a, title, given.folder / f"{given.name}.md", note, found):
         print(file)
     (given.folder / "README.md").write_text(index(given.folder), encoding="utf-8", newline="\n")
 

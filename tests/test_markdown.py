@@ -9,6 +9,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from fake_runs import FakeRun, folder_of_runs, thirty_runs
 from test_conversions import three_seeds
+from test_probe_report import written_sweep
 
 from normlab.cli import main
 from normlab.lab import runs
@@ -136,3 +137,14 @@ def test_command_takes_the_last_epochs(tmp_path: Path, capsys: Any) -> None:
     assert one != four
     assert main(["report", str(root), "--last", "0"]) == 2
     assert "at least 1, not 0" in capsys.readouterr().err
+
+
+def test_what_layers_gave_is_drawn_beside_the_page(tmp_path):
+    found = written_sweep(tmp_path / "runs")
+    page, *files = markdown.write(analyse(found), "Layers", tmp_path / "page.md", runs=found)
+    text = page.read_text()
+    drawn = [file.name for file in files if "-layer" in file.name]
+    assert drawn
+    assert all(f"]({name})" in text for name in drawn)
+    assert "98 % of the values lie between" in text
+    assert "Layers at the end of training" in text

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from normlab.lab import report
 from normlab.lab.analysis import Analysis, Difference, Group, Result, Series
@@ -33,6 +33,9 @@ from normlab.lab.report import (
 from normlab.lab.report.markdown import as_markdown
 from normlab.lab.report.tables import Table, clean
 
+if TYPE_CHECKING:
+    from normlab.lab.runs import Run
+
 __all__ = ["FORMATS", "as_csv", "as_json", "as_markdown", "export", "table_as_csv"]
 
 VERSION = 1  # of the JSON; grows when a key changes its meaning
@@ -47,6 +50,7 @@ def export(
     out: Path | None,
     folder: Path,
     by: str = "samples",
+    runs: "Sequence[Run]" = (),
 ) -> list[Path]:
     """Print the analysis in a format, or write it; what the command line calls.
 
@@ -54,6 +58,7 @@ def export(
         format: one of FORMATS, or of figures.FORMATS.
         out: a file; for figures, and for a file of CSV per table, a folder. None: text is printed,
             figures go to the folder figures in `folder`. Markdown has its images beside it.
+        runs: those of the analysis, for what layers gave; Markdown that is written draws it.
         by: what error curves among the figures are against: samples, epochs or steps.
 
     Returns:
@@ -70,7 +75,7 @@ def export(
     if format == "csv" and (out.is_dir() or not out.suffix):
         return _write_tables(a, out)
     if format == "md":
-        return markdown.write(a, title, out)
+        return markdown.write(a, title, out, runs=runs)
     report.write(out, FORMATS[format](a, title))
     return [out]
 

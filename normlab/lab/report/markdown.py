@@ -5,6 +5,7 @@ import html
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from normlab.lab import report
@@ -20,12 +21,16 @@ from normlab.lab.report import (
     judged,
     pairs,
     picture,
+    probes,
     published,
     sentences,
     tables,
 )
-from normlab.lab.report.sections import Figure
+from normlab.lab.report.sections import Figure, Section
 from normlab.lab.report.tables import Table, clean
+
+if TYPE_CHECKING:
+    from normlab.lab.runs import Run
 
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 _MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\`*_[]|~$"} | _ENTITIES)
@@ -34,34 +39,49 @@ _MACHINE = ("python", "torch", "normlab", "processor", "num_threads", "device", 
 _MAX_ROWS = 12  # of a table that is read; a longer one is folded
 
 
-def write(a: Analysis, title: str, out: Path, note: str = "") -> list[Path]:
+def write(
+    a: Analysis, title: str, out: Path, note: str = "", runs: "Sequence[Run]" = ()
+) -> list[Path]:
     """Writes the page, and its figures as SVG files beside it; returns the files.
 
     Args:
         note: what a reader has to know to judge the answer.
+        runs: those of the analysis, for what their layers gave while they were trained.
 
     Raises:
         ReportError: one cannot be written.
     """
-    drawn = {"": comparison.headline_figure(a), "-cost": costs.figure(a)}
+    layers = probes.section(a, runs)
+    drawn = {
+        "": comparison.headline_figure(a),
+        "-statistics": judged.figure(a),
+        **{f"-layer{i}": figure for i, figure in enumerate(layers.figures if layers else (), 1)},
+        "-cost": costs.figure(a),
+    }
     files = {
         out.with_name(f"{out.stem}{name}.svg"): figure for name, figure in drawn.items() if figure
     }
     images = [(quote(file.name), figure) for file, figure in files.items()]
     for file, figure in files.items():
         report.write(file, picture.alone(figure))
-    report.write(out, as_markdown(a, title, note=note, images=images))
+    report.write(out, as_markdown(a, title, note=note, images=images, layers=layers))
     return [out, *files]
 
 
 def as_markdown(
-    a: Analysis, title: str = "", *, note: str = "", images: Sequence[tuple[str, Figure]] = ()
+    a: Analysis,
+    title: str = "",
+    *,
+    note: str = "",
+    images: Sequence[tuple[str, Figure]] = (),
+    layers: Section | None = None,
 ) -> str:
     """The answer, the figures if there are files of them, then tables; those to look up folded.
 
     Args:
         note: what a reader has to know to judge the answer.
         images: address and figure of each image; the first is the headline's.
+        layers: what layers gave in training.
     """
     first, *others = sentences.headline(a)
     said = [*others, *sentences.about_batch_norm(a), *pairs.said(a), *sentences.caveats(a)]
@@ -70,8 +90,10 @@ def as_markdown(
     parts += [f"> {_paragraph(' '.join(note.split()))}"] * bool(note)
     parts += map(_paragraph, said)
     parts += map(_shown, _read(a))
+    parts += map(_paragraph, layers.sentences if layers else ())
     parts += [_image(*image) for image in images[1:]]
-    parts += [_folded(table) for table in _looked_up(a) if table.rows]
+    looked_up = [*(layers.tables if layers else ()), *(layers.folded if layers else ())]
+    parts += [_folded(table) for table in (*looked_up, *_looked_up(a)) if table.rows]
     return "\n\n".join(parts) + "\n"
 
 
