@@ -117,8 +117,21 @@ def test_table_and_sentence_tell_what_running_averages_cost():
         "11.1 ± 0.1",
     ]
     (said,) = judged.sentences(a)
-    assert "With batch at a normalization batch of 2, running averages are +18.0 points" in said
+    assert "With batch at a normalization batch of 2, running averages" in said
+    assert "(+18.0 points, 3 seeds)" in said
     assert len(judged.figure(a).panels) == 1
+
+
+def test_calibration_is_advised_only_where_it_helps():
+    values = {0: (30.0, 12.0), 1: (31.0, 12.5), 2: (30.5, 12.9)}
+    for sign, advice in ((1, "normlab.calibrate mends that"), (-1, "would not help")):
+        runs = [
+            JudgedRun(Experiment(norm="batch", seed=seed), path=Path(str(seed)),
+                      judged=(*((r, p) if sign > 0 else (p, r)), 9.0))
+            for seed, (r, p) in values.items()
+        ]  # fmt: skip
+        (said,) = judged.sentences(analyse(runs, []))
+        assert said.endswith(f"{advice}.")
 
 
 def test_missing_errors_are_dashes():

@@ -62,11 +62,17 @@ def sentences(a: Analysis) -> list[str]:
             continue
         at = "" if x is None else f" at a {a.x_name} of {x}"
         within = "" if d.half is None else f" ± {d.half:.1f}"
-        doubt = "" if d.significant else ", not significant"
+        apart = f"({signed(d.value)}{within} points, {plural(d.num_seeds[0], 'seed')})"
+        if not d.significant:
+            found, than = "do not differ significantly", "from"
+            so = "calibrating would not help"
+        elif d.value > 0:
+            found, than, so = "are worse", "than", "normlab.calibrate mends that"
+        else:
+            found, than, so = "are better", "than", "calibrating would not help"
         said.append(
-            f"With {series}{at}, running averages are {signed(d.value)}{within} points of error "
-            f"from the population's statistics ({plural(d.num_seeds[0], 'seed')}{doubt}); what "
-            "they add, normlab.calibrate takes away."
+            f"With {series}{at}, running averages {found} {than} the population's statistics "
+            f"{apart}: {so}."
         )
     return [clean(text, 5000) for text in said]
 
