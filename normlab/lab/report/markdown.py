@@ -84,7 +84,8 @@ def as_markdown(
         layers: what layers gave in training.
     """
     first, *others = sentences.headline(a)
-    said = [*others, *sentences.about_batch_norm(a), *pairs.said(a), *sentences.caveats(a)]
+    said = [*others, *sentences.about_batch_norm(a), *judged.sentences(a), *pairs.said(a)]
+    said += sentences.caveats(a)
     parts = [f"# {_escaped(title or 'Runs')}", f"**{_escaped(first)}**"]
     parts += [_image(*image) for image in images[:1]]
     parts += [f"> {_paragraph(' '.join(note.split()))}"] * bool(note)
