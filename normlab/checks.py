@@ -90,6 +90,13 @@ def check_rank(x: Tensor) -> None:
         )
 
 
+# what keeps these: its norm, what has one value, what to use instead
+_ONE_VALUE = {
+    ("c",): ("batch", "channel", "a larger batch or group norm"),
+    ("n", "c"): ("instance", "sample and channel", "a larger input or group norm"),
+}
+
+
 def check_count(shape: Sequence[int], pattern: str) -> None:
     """Raise where a variance would be taken of one value.
 
@@ -98,17 +105,10 @@ def check_count(shape: Sequence[int], pattern: str) -> None:
     if patterns.geometry(pattern, shape).count != 1:
         return
     kept = patterns.parse(pattern).kept
-    norm, per, instead = (
-        ("batch", "channel", "a larger batch or group norm")
-        if "n" not in kept
-        else ("instance", "sample and channel", "a larger input or group norm")
-        if kept == ("n", "c")
-        else ("position", "sample and position", "more channels")
-        if "c" not in kept and "g" not in kept and len(kept) > 1
-        else ("group", "group", "a larger input or fewer groups")
-    )
-    if norm in ("group", "position") and shape[0] > 1:
+    known = _ONE_VALUE.get(kept if "n" in kept else ("c",))
+    if known is None and shape[0] > 1:
         return
+    norm, per, instead = known or ("group", "group", "a larger input or fewer groups")
     raise ValueError(
         f"Expected more than 1 value per channel when training, got input size {list(shape)}: "
         f"{norm} norm got one value per {per} (shape {show(shape)}); its variance would be 0. "

@@ -19,7 +19,7 @@ except ImportError:
 
 from normlab import flags, launch, measure, operate
 from normlab.lab.address import AddressError
-from normlab.lab.experiment import Experiment, ExperimentError
+from normlab.lab.experiment import Experiment, ExperimentError, Sweep
 from normlab.launch import UsageError
 
 Runs = Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -209,8 +209,6 @@ def report(
 
         say = partial(print, flush=True)
         return serve.watch(runs, title=title, out=out, say=say, by=by, last=last)
-    from normlab.lab import report as pages
-    from normlab.lab.report import console
     from normlab.lab.runs import Run, find
 
     found, damaged = [], []
@@ -221,21 +219,18 @@ def report(
         inside, broken = find(path)
         found += inside
         damaged += broken
-    analysis = analyse(found, damaged, last=last)
     if format != "html":
         from normlab.lab.report import formats
 
+        analysis = analyse(found, damaged, last=last)
         made = formats.export(
             analysis, format, title=title, out=out, folder=runs[0], by=by, runs=found
         )
         for file in made:
             Console().print(str(file), markup=False, soft_wrap=True)
         return 0
-    console.print_findings(Console(), analysis)
-    out = out or runs[0]
-    file = out if out.suffix == ".html" else out / "report.html"
-    pages.build(found, damaged, title=title, note="", out=file, by=by, last=last)
-    Console().print(f"\nreport: {file}", markup=False, soft_wrap=True)
+    sweep = Sweep(title=title, experiments=())
+    launch.write_report(found, damaged, sweep, out or runs[0], by=by, last=last)
     return 0
 
 

@@ -83,16 +83,26 @@ def run_sweep(sweep: Sweep, out: Path, jobs: int | None, device: str | None) -> 
     return 0
 
 
-def write_report(runs: list[Any], damaged: list[Any], sweep: Sweep, out: Path) -> None:
-    """Print the tables of runs and write their page."""
+def write_report(
+    runs: list[Any],
+    damaged: list[Any],
+    sweep: Sweep,
+    out: Path,
+    *,
+    by: str = "samples",
+    last: int | None = None,
+) -> None:
+    """Print the tables of runs and write their page; `by` and `last` as in `normlab report`."""
     from normlab.lab import report
-    from normlab.lab.analysis import analyse
+    from normlab.lab.analysis import LAST_EPOCHS, analyse
     from normlab.lab.report import console
 
-    shown = Console()
-    console.print_findings(shown, analyse(runs, damaged))
+    shown, last = Console(), LAST_EPOCHS if last is None else last
+    console.print_findings(shown, analyse(runs, damaged, last=last))
     file = out if out.suffix == ".html" else out / "report.html"
-    page = report.build(runs, damaged, title=sweep.title, note=sweep.note, out=file)
+    page = report.build(
+        runs, damaged, title=sweep.title, note=sweep.note, out=file, by=by, last=last
+    )
     shown.print(f"\nreport: {page}", markup=False, soft_wrap=True)
 
 

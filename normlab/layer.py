@@ -66,7 +66,7 @@ class Norm(nn.Module):
     # what may follow the name and a colon in a spec: "" is the option of a bare value
     spec_options: ClassVar[dict[str, str]] = {}
     can_recompute: ClassVar[bool] = True  # y is one function of x and its statistics
-    can_synchronize: ClassVar[bool] = True  # forward takes statistics by its pattern alone
+    can_synchronize: ClassVar[bool] = True  # forward shares statistics of the batch when told to
     center: ClassVar[bool] = True  # subtract the mean; False is root-mean-square normalization
     _version = 2  # of the state_dict: 2 has num_batches_tracked, as in torch
 
@@ -125,7 +125,7 @@ class Norm(nn.Module):
         self.synchronize = synchronize
         self.process_group: Any = None  # all processes
         if track_running_stats is None:
-            track_running_stats = self.uses_batch()
+            track_running_stats = self.mixes_samples
         self.track_running_stats = track_running_stats
         place: Any = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.ones(num_channels, **place)) if affine else None
@@ -141,8 +141,13 @@ class Norm(nn.Module):
 
     @classmethod
     def uses_batch(cls) -> bool:
-        """Whether a sample's output depends on the other samples of the batch, in training."""
+        """Whether a layer without options is one that `mixes_samples`."""
         return "n" not in patterns.parse(cls.pattern).kept
+
+    @property
+    def mixes_samples(self) -> bool:
+        """Whether a sample's output depends on the other samples of the batch, in training."""
+        return "n" not in patterns.parse(self.pattern).kept
 
     def forward(
         self, x: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None

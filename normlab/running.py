@@ -66,8 +66,7 @@ def with_running(
     y, mean, var, count = apart(x, pattern, *finish, center, mask, process_group)
     if running_mean is not None and running_var is not None:
         geometry = patterns.geometry(pattern, x.shape)
-        seen, share = _usable(mean, var, count, geometry, center)
-        ops.track(running_mean, running_var, seen, momentum * (share > 0), 1.0)
+        track(running_mean, running_var, (mean, var, count), geometry, momentum, center)
     return y
 
 
@@ -112,22 +111,14 @@ def applied(
     """
     check_tensors(x, residual, activation, weight=weight, bias=bias)
     check_recompute(recompute)
-    how = activation or "none"
-    if mask is None:
-        given = (x, mean, var, weight, bias, residual, pattern, eps, how)
-        y = ops.apply(*given)
-        return rebuildable(y, ops.apply, *given) if recompute else y
-    if recompute:
-        raise ValueError("recompute=True is for whole tensors; leave it out where there is a mask")
-    mask = moments.fitted(mask, x)
-    y = ops.apply(x.masked_fill(~mask, 0), mean, var, weight, bias, residual, pattern, eps, how)
-    outside = torch.zeros_like(x)
-    if bias is not None:
-        shape = (1, -1) + (1,) * (x.dim() - 2)
-        outside = outside + bias.detach().to(x.dtype).reshape(shape)
-    if residual is not None:
-        outside = outside + residual
-    return torch.where(mask, y, ACTIVATIONS[how][0](outside))
+    _check_recomputable(recompute, mask)
+    if mask is not None:
+        mask = moments.fitted(mask, x)
+        left = x.masked_fill(~mask, 0)  # what is left out may be NaN
+        return _masked(left, mask, mean, var, pattern, weight, bias, eps, activation, residual)
+    given = (x, mean, var, weight, bias, residual, pattern, eps, activation or "none")
+    y = ops.apply(*given)
+    return rebuildable(y, ops.apply, *given) if recompute else y
 
 
 def apart(
@@ -145,12 +136,39 @@ def apart(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y under statistics of what a mask leaves, or of several processes; mean, var and count."""
     check_tensors(x, residual, activation, weight=weight, bias=bias)
-    if mask is not None:
-        mask = moments.fitted(mask, x)
-        x = x.masked_fill(~mask, 0)  # what is left out may be NaN
-    mean, var, count = moments.counted(x, pattern, center, mask, process_group)
-    y = applied(x, mean, var, pattern, weight, bias, eps, activation, residual, recompute, mask)
+    if mask is None:
+        mean, var, count = moments.counted(x, pattern, center, None, process_group)
+        finish = (weight, bias, eps, activation, residual, recompute)
+        return applied(x, mean, var, pattern, *finish), mean, var, count
+    _check_recomputable(recompute, mask)
+    mask = moments.fitted(mask, x)
+    left = x.masked_fill(~mask, 0)
+    mean, var, count = moments.counted(left, pattern, center, mask, process_group)
+    y = _masked(left, mask, mean, var, pattern, weight, bias, eps, activation, residual)
     return y, mean, var, count
+
+
+def track(
+    running_mean: Tensor,
+    running_var: Tensor,
+    found: tuple[Tensor, Tensor, Tensor],
+    geometry: Geometry,
+    momentum: float | Tensor,
+    center: bool = True,
+) -> None:
+    """Move running statistics by those that have values enough, in place.
+
+    Args:
+        found: mean, biased variance and count, shaped as what the pattern keeps.
+    """
+    mean, var, count = (t.detach() for t in found)
+    free = count - int(center)  # degrees of freedom
+    enough = free > 0
+    kept = (torch.where(enough, t, 0) for t in (mean, var * count / free.clamp(min=1)))
+    *seen, share = per_channel(torch.stack([*kept, enough.to(mean.dtype)]), geometry)
+    new_mean, new_var = (t / torch.where(share > 0, share, 1) for t in seen)
+    statistics = torch.stack([new_mean, new_var, new_var])
+    ops.track(running_mean, running_var, statistics, momentum * (share > 0), 1.0)
 
 
 def per_channel(statistics: Tensor, geometry: Geometry) -> Tensor:
@@ -164,14 +182,30 @@ def per_channel(statistics: Tensor, geometry: Geometry) -> Tensor:
     return spread.expand(-1, *sizes).mean(others).flatten(1)
 
 
-def _usable(
-    mean: Tensor, var: Tensor, count: Tensor, geometry: Geometry, center: bool
-) -> tuple[Tensor, Tensor]:
-    """Statistics (3, C) of those that have values enough, variance unbiased; and their share."""
-    free = count - int(center)  # degrees of freedom
-    enough = free > 0
-    unbiased = var * count / free.clamp(min=1)
-    kept = [torch.where(enough, t.detach(), 0) for t in (mean, unbiased)]
-    *seen, share = per_channel(torch.stack([*kept, enough.to(mean.dtype)]), geometry)
-    seen = [t / torch.where(share > 0, share, 1) for t in seen]
-    return torch.stack([*seen, seen[1]]), share
+def _masked(
+    x: Tensor,
+    mask: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    pattern: str,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+) -> Tensor:
+    """y where a fitted mask is True, else activation(bias + residual); x is finite there."""
+    how = activation or "none"
+    y = ops.apply(x, mean, var, weight, bias, residual, pattern, eps, how)
+    outside = torch.zeros_like(x)
+    if bias is not None:
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        outside = outside + bias.detach().to(x.dtype).reshape(shape)
+    if residual is not None:
+        outside = outside + residual
+    return torch.where(mask, y, ACTIVATIONS[how][0](outside))
+
+
+def _check_recomputable(recompute: bool, mask: Tensor | None) -> None:
+    if recompute and mask is not None:
+        raise ValueError("recompute=True is for whole tensors; leave it out where there is a mask")

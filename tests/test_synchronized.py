@@ -41,30 +41,16 @@ RANK = """
     distributed.destroy_process_group()
 """
 
-CASES = ["batch", "running average of all", "per group", "rms", "masked", "far from 0", "narrow"]
-
-
-class BatchGroups(normlab.Norm, name="test_batch_groups"):
-    pattern = "n (g c) ... -> g"
-
-
-class BatchRms(normlab.Norm, name="test_batch_rms"):
-    pattern = "n c ... -> c"
-    center = False
-
-
-for _made in ("test_batch_groups", "test_batch_rms"):
-    norms.CATALOGUE.pop(_made)  # not for other tests
+SPECS = {"per group": "batch_group:2", "rms": "rms:batch", "composed": "evonorm_b0"}
+CASES = [
+    *("batch", "running average of all", "masked", "far from 0", "narrow"),
+    *SPECS,
+]
 
 
 def build(name, **options):
-    torch.manual_seed(0)
-    options["activation"] = "silu"
-    if name == "per group":
-        return BatchGroups(6, g=2, **options)
-    if name == "rms":
-        return BatchRms(6, **options)
-    return make("batch", momentum=None if "average" in name else 0.1, **options)
+    momentum = None if "average" in name else 0.1
+    return make(SPECS.get(name, "batch"), momentum=momentum, activation="silu", **options)
 
 
 def inputs(name):

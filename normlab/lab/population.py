@@ -31,24 +31,23 @@ def errors(
     device: torch.device,
     batch_size: int,
 ) -> dict[str, float | None]:
-    """Validation error in percent under each kind of statistics; empty without batch norms.
+    """Validation error in percent under other statistics than running ones; {} without batch norms.
 
-    running: as the network is. population: statistics of training images, of up to MOST_IMAGES.
+    population: statistics of training images, of up to MOST_IMAGES.
     batch: those of the validation images of each batch, of batch_size, drawn in an order without
     regard to classes; a last smaller one is left out. None where there are none: a population that
     is not finite, or fewer images than a batch. The model is left as it was.
     """
     if not _batch_norms(model):
         return {}
-    _, running = evaluate.measure(model, validation_set, input, device)
     twin, population = copy.deepcopy(model), None
     try:
-        calibrate(twin, _Images(train_set, input, device))  # type: ignore[arg-type]
+        calibrate(twin, _Images(train_set, input, device))
         _, population = evaluate.measure(twin, validation_set, input, device)
     except SurgeryError:
         pass  # no finite statistics, so no error under them
     batch = _under_batches(copy.deepcopy(model), validation_set, input, device, batch_size)
-    return {"running": running, "population": population, "batch": batch}
+    return {"population": population, "batch": batch}
 
 
 def _batch_norms(model: nn.Module) -> list[nn.Module]:
@@ -58,7 +57,7 @@ def _batch_norms(model: nn.Module) -> list[nn.Module]:
         for m in model.modules()
         if isinstance(m, _BatchNorm | Norm)
         and m.running_mean is not None
-        and (isinstance(m, _BatchNorm) or m.uses_batch())
+        and (isinstance(m, _BatchNorm) or m.mixes_samples)
     ]
 
 

@@ -144,7 +144,7 @@ class _Session:
             self.model, self.train_set, self.validation_set, self.input, self.device, together
         )
         if judged:
-            self.run.log("statistics", **judged)
+            self.run.log("statistics", running=at.validation_error, **judged)
         peak = {"bytes_peak": at.bytes_peak} if at.bytes_peak else {}
         self.run.log("end", reason=reason, **peak)
         return "finished"

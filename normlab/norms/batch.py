@@ -1,16 +1,16 @@
 """Norms whose statistics are those of the batch, with running averages for evaluation."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from normlab import functional
-from normlab.checks import check_count, check_joinable, check_tensors, refuse_mask
+from normlab.checks import check_count, check_tensors, refuse_mask
 from normlab.functional import PER_CHANNEL
 from normlab.layer import Norm, count_batch, next_momentum
-from normlab.ops import ACTIVATIONS
+from normlab.norms.elements import finished
 from normlab.pattern import bind
 
 SLICES = "(b n) c ... -> b c"  # batch norm over slices of the batch, "ghost batch norm"
@@ -49,13 +49,11 @@ class BatchNorm(Norm, name="batch", aliases=("bn",)):
     def __init__(
         self, num_channels: int, *, norm_batch_size: int | None = None, **options: Any
     ) -> None:
-        super().__init__(num_channels, **options)
         self.pattern = sliced(self.pattern, norm_batch_size)
-        if self.synchronize:
-            check_joinable(self.pattern)
+        super().__init__(num_channels, **options)
 
 
-class SyncBatchNorm(BatchNorm, name="sync_batch", aliases=("sync_bn",)):
+class SyncBatchNorm(Norm, name="sync_batch", aliases=("sync_bn",)):
     """Batch norm over the batches of all processes of torch.distributed, on any device.
 
     mean = Σ n_i mean_i / n,   var = Σ n_i (var_i + (mean_i - mean)²) / n,   n = Σ n_i values
@@ -78,10 +76,10 @@ class SyncBatchNorm(BatchNorm, name="sync_batch", aliases=("sync_bn",)):
     True
     """
 
-    spec_options: ClassVar[dict[str, str]] = {}
+    pattern = PER_CHANNEL
 
-    def __init__(self, num_channels: int, **options: Any) -> None:
-        super().__init__(num_channels, **{"synchronize": True, **options})
+    def __init__(self, num_channels: int, *, synchronize: bool = True, **options: Any) -> None:
+        super().__init__(num_channels, synchronize=synchronize, **options)
 
 
 class GhostBatchNorm(Norm, name="ghost_batch", aliases=("gbn",)):
@@ -212,6 +210,10 @@ class FrozenBatchNorm(Norm, name="frozen_batch", aliases=("fbn",)):
     def uses_batch(cls) -> bool:
         return False
 
+    @property
+    def mixes_samples(self) -> bool:
+        return False
+
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, local_metadata: dict, *rest: Any
     ) -> None:
@@ -249,7 +251,7 @@ class TorchBatchNorm(Norm, name="torch_bn"):
             float(next_momentum(self)), self.eps,
         )  # fmt: skip
         count_batch(self)
-        return ACTIVATIONS[self.activation or "none"][0](y if residual is None else y + residual)
+        return finished(self, x, y, residual)
 
 
 def sliced(pattern: str, norm_batch_size: int | None) -> str:

@@ -9,8 +9,8 @@ from normlab import functional, moments, ops, running
 from normlab.checks import check_count, check_movable, check_tensors, check_whole, refuse_mask
 from normlab.functional import PER_CHANNEL
 from normlab.layer import Norm, count_batch, next_momentum
-from normlab.norms.elements import begun
-from normlab.norms.sample import GroupNorm, number_of_groups
+from normlab.norms.elements import begun, of_channels
+from normlab.norms.sample import Grouped, GroupNorm, number_of_groups
 from normlab.pattern import bind
 
 
@@ -124,7 +124,8 @@ class BatchRenorm(Norm, name="batch_renorm", aliases=("brn",)):
         assert self.running_mean is not None
         assert self.running_var is not None
         check_movable(self.running_mean)
-        mean, var = _observed(self, x)
+        group = moments.processes(self)
+        mean, var, _ = moments.counted(x.detach(), PER_CHANNEL, True, None, group)
         r_max, d_max = self.limits()
         rstd = torch.rsqrt(self.running_var.to(var.dtype) + self.eps)
         r = (var + self.eps).sqrt() * rstd
@@ -191,7 +192,7 @@ class ExtendedBatchNorm(Norm, name="extended_batch", aliases=("ebn",)):
         return y
 
 
-class BatchGroupNorm(Norm, name="batch_group", aliases=("bgn",)):
+class BatchGroupNorm(Grouped, Norm, name="batch_group", aliases=("bgn",)):
     """One mean and variance per group of channels, over the batch; running averages in evaluation.
 
     y = (x - mean) / sqrt(var + eps) * weight + bias,   statistics "n (g c) ... -> g"
@@ -220,19 +221,6 @@ class BatchGroupNorm(Norm, name="batch_group", aliases=("bgn",)):
     """
 
     pattern = "n (g c) ... -> g"
-    spec_options = {"": "num_groups", "size": "group_size"}
-
-    def __init__(
-        self,
-        num_channels: int,
-        *,
-        num_groups: int | None = None,
-        group_size: int | None = None,
-        **options: Any,
-    ) -> None:
-        num_groups = number_of_groups(num_channels, num_groups, group_size)
-        super().__init__(num_channels, g=num_groups, **options)
-        self.num_groups = num_groups
 
 
 class BatchChannelNorm(Norm, name="batch_channel", aliases=("bcn",)):
@@ -321,7 +309,7 @@ class BatchChannelNorm(Norm, name="batch_channel", aliases=("bcn",)):
         if not self.training or (group is None and not x.numel()):
             return self.running_mean, self.running_var
         check_movable(self.running_mean)
-        mean, var = _observed(self, x)
+        mean, var, _ = moments.counted(x.detach(), PER_CHANNEL, True, None, group)
         spread = var + (mean - self.running_mean.to(mean.dtype)).square()
         seen = torch.stack([mean, spread, spread])
         ops.track(self.running_mean, self.running_var, seen, next_momentum(self), 1.0)
@@ -334,38 +322,6 @@ class BatchChannelNorm(Norm, name="batch_channel", aliases=("bcn",)):
             torch.nn.init.ones_(self.batch_weight)
         if self.batch_bias is not None:
             torch.nn.init.zeros_(self.batch_bias)
-
-
-def of_channels(layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance, (C,): the batch's, which moves the running ones, or the running.
-
-    Gradients flow through those of the batch. x was found right, see `begun`.
-    """
-    if layer.track_running_stats and not layer.training:
-        wide = ops.statistics_dtype(x)
-        return layer.running_mean.to(wide), layer.running_var.to(wide)
-    check_movable(layer.running_mean)
-    group = moments.processes(layer)
-    if group is None:
-        check_count(x.shape, PER_CHANNEL)
-    mean, var, count = moments.counted(x, PER_CHANNEL, True, None, group)
-    if layer.track_running_stats and (group is not None or x.numel()):
-        unbiased = var * (count / (count - 1).clamp(min=1))
-        seen = torch.stack([mean, unbiased, unbiased]).detach()
-        ops.track(layer.running_mean, layer.running_var, seen, next_momentum(layer), 1.0)
-    return mean, var
-
-
-def _observed(layer: Norm, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of a batch, (C,), without gradients."""
-    group = moments.processes(layer)
-    if group is not None:
-        mean, var, _ = moments.counted(x.detach(), PER_CHANNEL, True, None, group)
-        return mean, var
-    # `ops.moments` has no kernel on the CPU: 26 ms where this takes 1 ms, 32×64×32×32
-    plain = (x.detach(), None, None, None, PER_CHANNEL, layer.eps, True, "none")
-    mean, var, _ = ops.normalize(*plain)[1]
-    return mean, var
 
 
 def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:

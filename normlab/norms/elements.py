@@ -1,4 +1,4 @@
-"""What norms share that are no single pattern: checks and wide elements first, residual last."""
+"""What norms share that are no single pattern: wide elements, channels' statistics, the finish."""
 
 from typing import Any
 
@@ -6,9 +6,18 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 
-from normlab.checks import check_tensors, refuse_mask
-from normlab.layer import Norm
-from normlab.ops import ACTIVATIONS, compute_dtype
+from normlab import moments, running
+from normlab import pattern as patterns
+from normlab.checks import (
+    check_count,
+    check_movable,
+    check_running,
+    check_tensors,
+    refuse_mask,
+)
+from normlab.layer import Norm, next_momentum
+from normlab.ops import ACTIVATIONS, compute_dtype, statistics_dtype
+from normlab.running import PER_CHANNEL
 
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -38,6 +47,31 @@ def begun(
         or torch.autograd.forward_ad._current_level >= 0
     )
     return x.to(dtype) if is_followed or not x.requires_grad else _Widened.apply(x, dtype)
+
+
+def of_channels(layer: Norm, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance, (C,): the batch's, which moves the running ones, or the running.
+
+    Gradients flow through those of the batch. x was found right, see `begun`.
+    """
+    running_mean, running_var = layer.running_mean, layer.running_var
+    uses_batch = layer.training or not layer.track_running_stats
+    check_running(x, running_mean, running_var, uses_batch)
+    if not uses_batch:
+        assert running_mean is not None
+        assert running_var is not None
+        wide = statistics_dtype(x)
+        return running_mean.to(wide), running_var.to(wide)
+    check_movable(running_mean)
+    group = moments.processes(layer)
+    if group is None:
+        check_count(x.shape, PER_CHANNEL)
+    mean, var, count = moments.counted(x, PER_CHANNEL, True, None, group)
+    if running_mean is not None and running_var is not None:
+        geometry = patterns.geometry(PER_CHANNEL, x.shape)
+        found = (mean, var, count)
+        running.track(running_mean, running_var, found, geometry, next_momentum(layer))
+    return mean, var
 
 
 def per_channel(parameter: Tensor, y: Tensor) -> Tensor:

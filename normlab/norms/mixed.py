@@ -12,10 +12,8 @@ from normlab.checks import check_count, check_tensors, check_whole, refuse_mask
 from normlab.functional import PER_CHANNEL
 from normlab.layer import Norm, count_batch, next_momentum
 from normlab.norms.batch import BatchNorm, sliced
-from normlab.norms.corrected import of_channels
-from normlab.norms.elements import begun
+from normlab.norms.elements import begun, finished, of_channels, per_channel, scaled
 from normlab.norms.sample import InstanceNorm, LayerNorm
-from normlab.ops import ACTIVATIONS
 
 
 class BatchInstanceNorm(Norm, name="batch_instance", aliases=("bin",)):
@@ -54,8 +52,8 @@ class BatchInstanceNorm(Norm, name="batch_instance", aliases=("bin",)):
     def __init__(
         self, num_channels: int, *, norm_batch_size: int | None = None, **options: Any
     ) -> None:
-        super().__init__(num_channels, **options)
         self.pattern = sliced(self.pattern, norm_batch_size)
+        super().__init__(num_channels, **options)
         place: Any = {"device": options.get("device"), "dtype": options.get("dtype")}
         self.gate = nn.Parameter(torch.ones(num_channels, **place))
 
@@ -75,14 +73,9 @@ class BatchInstanceNorm(Norm, name="batch_instance", aliases=("bin",)):
         )  # fmt: skip
         count_batch(self)
         instance = functional.normalize(x, InstanceNorm.pattern, eps=self.eps)
-        per_channel = (-1,) + (1,) * (x.dim() - 2)
         gate = self.gate + (self.gate.clamp(0, 1) - self.gate).detach()
-        y = torch.lerp(instance, batch, gate.to(x.dtype).reshape(per_channel))
-        if self.weight is not None:
-            y = y * self.weight.to(y.dtype).reshape(per_channel)
-        if self.bias is not None:
-            y = y + self.bias.to(y.dtype).reshape(per_channel)
-        return ACTIVATIONS[self.activation or "none"][0](y if residual is None else y + residual)
+        y = torch.lerp(instance, batch, per_channel(gate, x))
+        return finished(self, x, scaled(self, y), residual)
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
@@ -215,8 +208,7 @@ class DomainBatchNorm(Norm, name="domain_batch", aliases=("dsbn",)):
         at = self.domains.index(self.domain)
         if at:
             y = self.get_submodule(f"domain{at}")(x, **more)
-            y = y if residual is None else y + residual
-            return ACTIVATIONS[self.activation or "none"][0](y)
+            return finished(self, x, y, residual)
         return super().forward(x, residual, **more)
 
     def reset_running_stats(self) -> None:

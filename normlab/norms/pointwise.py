@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from normlab.checks import check_tensors, refuse_mask
 from normlab.layer import Norm
 from normlab.norms.elements import begun, finished, scaled
-from normlab.ops import ACTIVATIONS
 
 NOTHING = "n c ... -> n c ..."  # what is averaged
 
@@ -39,7 +38,7 @@ class NoNorm(Norm, name="none", aliases=("nn",)):
         self.check_input(x)
         refuse_mask(self.name, mask)
         check_tensors(x, residual, self.activation)
-        return ACTIVATIONS[self.activation or "none"][0](x if residual is None else x + residual)
+        return finished(self, x, x, residual)
 
 
 class DynamicTanh(Norm, name="dyt"):

@@ -6,14 +6,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normlab import functional, moments, ops
+from normlab import functional, ops
 from normlab import pattern as patterns
-from normlab.checks import check_count, check_movable, check_running, check_whole
+from normlab.checks import check_whole
 from normlab.functional import PER_CHANNEL
-from normlab.layer import Norm, count_batch, next_momentum
-from normlab.norms.elements import begun, finished, per_channel, per_sample, scaled
+from normlab.layer import Norm, count_batch
+from normlab.norms.elements import (
+    begun,
+    finished,
+    of_channels,
+    per_channel,
+    per_sample,
+    scaled,
+)
 from normlab.norms.pointwise import NOTHING, one_number
-from normlab.norms.sample import GroupNorm, InstanceNorm, number_of_groups
+from normlab.norms.sample import Grouped, GroupNorm, InstanceNorm
 
 LEARNED_EPS = 1e-4  # where it starts; Singh and Krishnan 2020, section 3
 
@@ -237,40 +244,19 @@ class EvoNormB0(Norm, name="evonorm_b0"):
         self, x: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None
     ) -> Tensor:
         wide = begun(self, x, residual, mask, v=self.v)
-        batch = torch.sqrt(self._variance(wide) + self.eps)
+        batch = torch.sqrt(of_channels(self, wide)[1] + self.eps)
         instance = torch.sqrt(ops.moments(wide, InstanceNorm.pattern, True)[1] + self.eps)
         own = wide * per_channel(self.v, wide) + per_sample(instance, wide)
         y = wide / torch.maximum(own, per_channel(batch, wide))
         count_batch(self)
         return finished(self, x, scaled(self, y), residual)
 
-    def _variance(self, x: Tensor) -> Tensor:
-        """Of each channel; in training that of the batch, which moves the running statistics."""
-        uses_batch = self.training or not self.track_running_stats
-        check_running(x, self.running_mean, self.running_var, uses_batch)
-        if not uses_batch:
-            assert self.running_var is not None
-            return self.running_var.to(ops.statistics_dtype(x))
-        check_movable(self.running_mean)
-        together = moments.processes(self)
-        if together is None:
-            check_count(x.shape, PER_CHANNEL)
-        mean, var, count = moments.counted(x, PER_CHANNEL, True, None, together)
-        if self.running_mean is None or self.running_var is None or not (x.numel() or together):
-            return var
-        unbiased = var * count / (count - 1).clamp(min=1)
-        seen = torch.stack([mean, unbiased, unbiased]).detach()
-        momentum = next_momentum(self)
-        momentum = momentum if together is None else momentum * (count > 1)
-        ops.track(self.running_mean, self.running_var, seen, momentum, 1.0)
-        return var
-
     def reset_parameters(self) -> None:
         super().reset_parameters()
         nn.init.ones_(self.v)
 
 
-class EvoNormS0(Norm, name="evonorm_s0"):
+class EvoNormS0(Grouped, Norm, name="evonorm_s0"):
     """A gated input over the deviation of its group of channels: norm and activation in one.
 
     y = x * sigmoid(v * x) / sqrt(var + eps) * weight + bias,   statistics "n (g c) ... -> n g"
@@ -297,19 +283,9 @@ class EvoNormS0(Norm, name="evonorm_s0"):
 
     pattern = GroupNorm.pattern
     can_recompute = False
-    spec_options = GroupNorm.spec_options
 
-    def __init__(
-        self,
-        num_channels: int,
-        *,
-        num_groups: int | None = None,
-        group_size: int | None = None,
-        **options: Any,
-    ) -> None:
-        num_groups = number_of_groups(num_channels, num_groups, group_size)
-        super().__init__(num_channels, g=num_groups, **options)
-        self.num_groups = num_groups
+    def __init__(self, num_channels: int, **options: Any) -> None:
+        super().__init__(num_channels, **options)
         self.v = for_channels(1.0, num_channels, options)
 
     def forward(

@@ -1,8 +1,7 @@
 """Norms whose statistics are each sample's own: one pattern each."""
 
-from typing import Any
+from typing import Any, ClassVar
 
-from normlab import pattern as patterns
 from normlab.checks import check_channels, check_groups, check_whole
 from normlab.layer import Norm
 from normlab.pattern import PatternError
@@ -10,7 +9,25 @@ from normlab.pattern import PatternError
 DEFAULT_GROUP_SIZE = 16  # channels; Wu and He 2018, table 3b
 
 
-class GroupNorm(Norm, name="group", aliases=("gn",)):
+class Grouped:
+    """The constructor of norms with channels in groups, the axis (g c) of their pattern."""
+
+    spec_options: ClassVar[dict[str, str]] = {"": "num_groups", "size": "group_size"}
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        num_groups: int | None = None,
+        group_size: int | None = None,
+        **options: Any,
+    ) -> None:
+        num_groups = number_of_groups(num_channels, num_groups, group_size)
+        super().__init__(num_channels, g=num_groups, **options)  # type: ignore[call-arg]
+        self.num_groups = num_groups
+
+
+class GroupNorm(Grouped, Norm, name="group", aliases=("gn",)):
     """One mean and variance per sample and group of channels.
 
     y = (x - mean) / sqrt(var + eps) * weight + bias,   statistics "n (g c) ... -> n g"
@@ -37,19 +54,6 @@ class GroupNorm(Norm, name="group", aliases=("gn",)):
     """
 
     pattern = "n (g c) ... -> n g"
-    spec_options = {"": "num_groups", "size": "group_size"}
-
-    def __init__(
-        self,
-        num_channels: int,
-        *,
-        num_groups: int | None = None,
-        group_size: int | None = None,
-        **options: Any,
-    ) -> None:
-        num_groups = number_of_groups(num_channels, num_groups, group_size)
-        super().__init__(num_channels, g=num_groups, **options)
-        self.num_groups = num_groups
 
 
 class LayerNorm(Norm, name="layer", aliases=("ln",)):
@@ -153,18 +157,9 @@ class RMSNorm(Norm, name="rms"):
     center = False
     spec_norm = "over"  # what follows the name and a colon in a spec is the spec of a norm
 
-    def __init__(
-        self,
-        num_channels: int,
-        *,
-        over: str = "position",
-        track_running_stats: bool | None = None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, num_channels: int, *, over: str = "position", **options: Any) -> None:
         self.pattern = _pattern_of(over, num_channels)
-        if track_running_stats is None:
-            track_running_stats = "n" not in patterns.parse(self.pattern).kept
-        super().__init__(num_channels, track_running_stats=track_running_stats, **options)
+        super().__init__(num_channels, **options)
         self.over = over
 
 

@@ -106,7 +106,7 @@ def _chosen(model: nn.Module, where: Where | None) -> list[Site]:
 
 def _uses_batch(layer: nn.Module) -> bool:
     is_torchs = isinstance(layer, nn.modules.batchnorm._BatchNorm)
-    return is_torchs or (isinstance(layer, Norm) and layer.uses_batch())
+    return is_torchs or (isinstance(layer, Norm) and layer.mixes_samples)
 
 
 def _problem(layer: Any) -> str:

@@ -150,7 +150,9 @@ def _origin(old: nn.Module, plain: Norm, wish: Wish) -> nn.Module | None:
     past = replaced(old)
     if past is None or wish.options or wish.strength is not None or not is_one_pattern(plain):
         return None
-    if not is_as_still(past.layer, plain) or plain.synchronize > synchronizes(past.layer):
+    if plain.synchronize and not synchronizes(past.layer):
+        return None
+    if not is_as_still(past.layer, plain):
         return None
     before = _reading(past.layer)
     now = _reading(old)

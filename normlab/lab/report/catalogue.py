@@ -145,7 +145,7 @@ def entry(spec: str) -> Entry:
         pattern=cls.pattern if is_single else "composed" if pictures else "nothing",
         learned=tuple(n for n, _ in layer.named_parameters()),
         kept=_kept([n for n, _ in layer.named_buffers()]),
-        uses_batch=cls.uses_batch(),
+        uses_batch=layer.mixes_samples,
         pictures=pictures,
         doc=inspect.getdoc(cls) or "",
     )
