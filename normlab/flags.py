@@ -10,7 +10,14 @@ import tyro
 from tyro import _docstrings
 
 from normlab.lab import config
-from normlab.lab.experiment import Experiment, ExperimentError, Sweep, did_you_mean, from_mapping
+from normlab.lab.experiment import (
+    Experiment,
+    ExperimentError,
+    Sweep,
+    did_you_mean,
+    from_mapping,
+    is_optional,
+)
 
 # what `compare` sweeps where nothing is said
 COMPARED = {
@@ -117,6 +124,6 @@ def _metavar(hint: Any) -> str:
     """What a value of a type is called in --help."""
     if typing.get_origin(hint) is typing.Literal:
         return "{" + ",".join(typing.get_args(hint)) + "}"
-    if isinstance(hint, types.UnionType):
+    if is_optional(hint):
         return "|".join("None" if h is type(None) else _metavar(h) for h in typing.get_args(hint))
     return "FLOAT" if typing.get_origin(hint) is tuple else hint.__name__.upper()

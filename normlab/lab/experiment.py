@@ -65,10 +65,27 @@ class Experiment:
     """Fraction of the training over which the learning rate rises linearly from 0."""
     milestones: tuple[float, ...] = (1 / 3, 2 / 3, 0.9)
     """Fractions of the training at which the step schedule divides the learning rate by 10."""
+    label_smoothing: float | None = None
+    """Part of each label that is spread over all classes; None: none."""
+    mixup: float | None = None
+    """Mix neighbours in a batch, in parts drawn from Beta(a, a) with this a; None: do not."""
+    cutmix: float | None = None
+    """Paste a part of a neighbour, of an area drawn likewise; with `mixup`, one of both a batch."""
+    max_gradient_norm: float | None = None
+    """Scale gradients down to this norm where theirs is larger; None: do not."""
+    ema: float | None = None
+    """Judge a running average of the weights, which keeps so much of itself a step; None: them."""
+    precision: Literal["bfloat16", "float16"] | None = None
+    """Compute under torch.autocast in this type, float16 with scaled gradients; None: float32."""
+    freeze_statistics: float | None = None
+    """Fraction of the training after which norms keep to their running statistics; None: never."""
     zero_init: bool = False
     """Start the last norm of each residual block at weight 0."""
-    augment: Literal["none", "crop", "crop_flip"] = "none"
-    """Training images: as they are, cropped at random after padding by 1/8, and mirrored too."""
+    augment: Literal["none", "crop", "crop_flip", "resized_crop", "imagenet"] = "none"
+    """Training images: as they are; cropped at random after padding by 1/8; mirrored, too; a part
+    of 8 to 100 % resized to the whole and mirrored; and with other colours, too."""
+    order: Literal["class"] | None = None
+    """Batches of one class each, where that is asked for; None: drawn without regard to classes."""
     image_size: int | None = None
     """Height and width in pixels that images are resized to; None: as stored."""
     validation: float = 0.2
@@ -190,6 +207,12 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "weight_decay": (0, 1e6, False),
     "norm_weight_decay": (0, 1e6, False),
     "warmup": (0, 1, False),
+    "label_smoothing": (0, 1, True),
+    "mixup": (0, 100, True),
+    "cutmix": (0, 100, True),
+    "max_gradient_norm": (0, 1e6, True),
+    "ema": (0, 1, True),
+    "freeze_statistics": (0, 1, False),
     "image_size": (1, 8192, False),
     "validation": (0, 0.9, True),
     "num_train": (1, 2**40, False),
@@ -236,26 +259,29 @@ def _check_start(e: Experiment) -> None:
         raise ExperimentError("final_strength is where strength moves to; give strength too")
 
 
+def is_optional(hint: Any) -> bool:
+    """Whether a type is "something or None"."""
+    return typing.get_origin(hint) in (types.UnionType, typing.Union)
+
+
 def _converted(name: str, value: Any, hint: Any) -> Any:
     """The value as its field's type where nothing is lost (JSON has lists, and 1 for 1.0)."""
+    if is_optional(hint):
+        return None if value is None else _converted(name, value, typing.get_args(hint)[0])
     if typing.get_origin(hint) is Literal:
         if value not in typing.get_args(hint):
             raise ExperimentError(
                 f"{name}: {value!r} is not possible{did_you_mean(value, typing.get_args(hint))}"
             )
         return value
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, list | tuple):
             raise ExperimentError(f"{name} must be a list of numbers, got {value!r}")
         return tuple(_converted(name, v, typing.get_args(hint)[0]) for v in value)
-    if value is None and type(None) in kinds:
-        return None
-    kind = kinds[0]
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if type(value) is not kind:
-        raise ExperimentError(f"{name} must be {_KINDS[kind]}, got {value!r}")
+    if type(value) is not hint:
+        raise ExperimentError(f"{name} must be {_KINDS[hint]}, got {value!r}")
     return value
 
 
