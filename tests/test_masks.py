@@ -122,6 +122,16 @@ def test_running_statistics_are_those_of_the_values_that_count():
     assert_within(layer.running_var, values.var(1))
 
 
+def test_slice_without_values_has_no_part_in_the_running_statistics():
+    layer, x = make("batch:n=2", momentum=None), sample(4, 6, 5)
+    mask = torch.ones(4, 5, dtype=torch.bool)
+    mask[:2] = False
+    layer(x, mask=mask)
+    values = x[2:].transpose(0, 1).flatten(1).double()
+    assert_within(layer.running_mean, values.mean(1))
+    assert_within(layer.running_var, values.var(1))
+
+
 def test_channel_with_no_value_keeps_its_running_statistics():
     layer, x = make("batch"), sample(4, 6, 5)
     before = layer.running_mean.clone(), layer.running_var.clone()

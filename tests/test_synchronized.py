@@ -214,3 +214,9 @@ def test_synchronized_layers_are_copied_and_pickled():
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert type(twin[0]) is normlab.nn.SyncBatchNorm
         assert twin[1].synchronize
+
+
+@pytest.mark.parametrize("name", ["frozen_batch", "torch_bn"])
+def test_norm_that_does_not_synchronize_says_so(name):
+    with pytest.raises(ValueError, match=f"'{name}' does not synchronize; use sync_batch"):
+        norms.norm(name, 8, synchronize=True)
