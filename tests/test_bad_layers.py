@@ -8,7 +8,7 @@ from oracle import sample
 
 import normlab
 import normlab.nn
-from normlab import functional, norms
+from normlab import functional, layer, norms
 from normlab.pattern import PatternError
 
 NOT_A_NUMBER = float("nan")
@@ -286,6 +286,11 @@ FUNCTION_CALLS = [
         RuntimeError, "each of the 6 channels .* got shape 6×1",
     ),
     (
+        "12: bias of another size, by running statistics",
+        lambda x: functional.batch_norm(x, torch.zeros(6), torch.ones(6), None, torch.ones(5)),
+        RuntimeError, "bias with one value for each of the 6 channels .* got shape 5",
+    ),
+    (
         "12: bias of another size", lambda x: functional.layer_norm(x, (5,), None, torch.ones(3)),
         RuntimeError, "expected bias of shape 5, got 3",
     ),
@@ -398,3 +403,16 @@ def test_a_refused_batch_is_not_counted():
         layer(sample(1, 6))
     layer(sample(*X))
     torch.testing.assert_close(layer.running_mean, sample(*X).mean((0, 2, 3)))
+
+
+def test_name_of_a_norm_is_given_once_but_to_the_same_class_again(monkeypatch):
+    monkeypatch.setattr(layer, "CATALOGUE", dict(layer.CATALOGUE))
+
+    def define(qualname):
+        body = {"pattern": "n c h w -> n h", "__qualname__": qualname, "__module__": __name__}
+        return type(norms.Norm)(qualname, (norms.Norm,), body, name="of_rows")
+
+    define("Row")
+    define("Row")  # as when a module is loaded again
+    with pytest.raises(ValueError, match="norm 'of_rows' is Row already; choose another name"):
+        define("OtherRow")

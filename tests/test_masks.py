@@ -186,3 +186,9 @@ def test_masks_that_do_not_fit_are_refused(mask, error, message):
 def test_recompute_and_mask_are_refused_together():
     with pytest.raises(ValueError, match="recompute=True is for whole tensors"):
         make("group:2", recompute=True)(sample(4, 6, 5), mask=mask_for((4, 6, 5)))
+
+
+@pytest.mark.parametrize("spec", ["torch_bn", "batch_renorm", "evonorm_s0", "global_response"])
+def test_norms_that_take_no_mask_say_so(spec):
+    with pytest.raises(ValueError, match=f"norm {spec!r} takes no mask"):
+        make(spec)(sample(4, 6, 5), mask=mask_for((4, 6, 5)))

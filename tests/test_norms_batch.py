@@ -147,6 +147,11 @@ def test_batch_renorm_follows_the_definition_while_limits_grow(ends):
     assert layer.num_batches_tracked == 6
 
 
+def test_batch_renorm_adds_its_own_eps_to_the_variance():
+    layer = make("batch_renorm", r_max=2.0, d_max=1.0, eps=0.3)
+    assert_follows_the_definition(layer, sample(*SHAPE) * 0.5, sample(*SHAPE, seed=9))
+
+
 def test_batch_renorm_of_limits_one_and_zero_is_batch_norm():
     x, layer = sample(*SHAPE), make("batch_renorm", r_max=1.0, d_max=0.0)
     batch = norms.norm("batch", 6)

@@ -20,6 +20,7 @@ from oracle import (
 )
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from normlab import norms
 
@@ -134,3 +135,18 @@ def test_exported_layer_equals_the_layer(spec, strict):
     program = torch.export.export(layer, (x,), dynamic_shapes=({0: batch},), strict=strict)
     x = sample(8, 6, 5)
     assert torch.equal(program.module()(x), layer(x))
+
+
+def test_modes_that_watch_operators_see_ours():
+    """The short way past the dispatcher is for calls that nobody watches."""
+    seen = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            seen.append(operator.name())
+            return operator(*args, **(kwargs or {}))
+
+    layer, x = make("group:2"), sample(4, 6, 5)
+    with Watching():
+        layer(x)
+    assert "normlab::normalize" in seen
