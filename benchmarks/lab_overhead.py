@@ -21,8 +21,11 @@ import torch
 from torch.nn import functional as F
 
 from normlab.lab import data, models
+from normlab.lab.compute import Compute
+from normlab.lab.data import loader
 from normlab.lab.experiment import Experiment
 from normlab.lab.interrupt import Interrupt
+from normlab.lab.processes import Group
 from normlab.lab.runs import Run
 from normlab.lab.train import _Session, train
 
@@ -34,7 +37,7 @@ EXPERIMENTS = {
         num_validation=500, batch_size=64,
     ),
 }  # fmt: skip
-CPU = torch.device("cpu")
+CPU, ON_CPU = torch.device("cpu"), Compute(device="cpu")
 
 
 class BareLoop:
@@ -81,11 +84,13 @@ class LabLoop:
     """The lab's own loop, one epoch at a time, without its validation."""
 
     def __init__(self, experiment: Experiment, root: Path) -> None:
-        self.session = _Session(Run.create(root, experiment), CPU)
+        self.session = _Session(Run.create(root, experiment), ON_CPU, Group(0, 1, CPU))
         self.session._end_epoch = self._restart  # validation is work the bare loop does not do
+        places = self.session.batches.places((0, 0), 1_000)
+        self.rest = loader.stream(self.session.batches, places, workers=0)
 
     def epoch(self) -> None:
-        self.session._run_epoch(Interrupt(), lambda progress: None)
+        self.session._run_epoch(self.rest, Interrupt(), lambda progress: None)
 
     def _restart(self) -> None:
         self.session.at.batch = 0
@@ -121,7 +126,7 @@ def run_for_memory(which: str, experiment: Experiment) -> None:
         loop.epoch(), loop.epoch()
     elif which == "lab":
         with tempfile.TemporaryDirectory() as folder:
-            train(Run.create(Path(folder), experiment.replace(epochs=2)), device=CPU)
+            train(Run.create(Path(folder), experiment.replace(epochs=2)), compute=ON_CPU)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 

@@ -28,12 +28,12 @@ NOTE = (
 )
 
 
-def sweep(base: Experiment) -> Sweep:
+def sweep(base: Experiment, note: str) -> Sweep:
     batch = Sweep.grid("", base, norm_batch_size=SIZES, seed=range(5))
     group = Sweep.grid("", base.replace(norm="group"), seed=range(5))
     title = __doc__.splitlines()[0]
-    return Sweep(title=title, note=NOTE, experiments=(*batch.experiments, *group.experiments))
+    return Sweep(title=title, note=note, experiments=(*batch.experiments, *group.experiments))
 
 
-FULL = sweep(ALL)
-SWEEP = sweep(SMALL)
+FULL = sweep(ALL, f"Full setting: all images of CIFAR-10, 100 epochs. {NOTE}")
+SWEEP = sweep(SMALL, NOTE)

@@ -17,14 +17,17 @@ try:
 except ImportError:
     sys.exit('the command line needs tyro and rich: pip install "normlab[lab]"')
 
-from normlab import flags, launch, measure, operate
+from normlab import flags, housekeeping, launch, measure, operate
 from normlab.lab.address import AddressError
+from normlab.lab.compute import Compute
 from normlab.lab.experiment import Experiment, ExperimentError, Sweep
+from normlab.lab.schedule import Schedule
 from normlab.launch import UsageError
 
 Runs = Annotated[tuple[Path, ...], tyro.conf.Positional]
 Device = Annotated[str | None, tyro.conf.arg(help="cpu, cuda or cuda:N; None: a GPU if any.")]
-Jobs = Annotated[int | None, tyro.conf.arg(help="Runs side by side; None: one per core or GPU.")]
+Computed = Annotated[Compute, tyro.conf.OmitArgPrefixes]
+Scheduled = Annotated[Schedule, tyro.conf.OmitArgPrefixes]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,8 +63,8 @@ def _commands(given: dict[str, Any], one: bool) -> dict[str, Callable[..., int]]
     def compare(
         fields: Annotated[swept, tyro.conf.OmitArgPrefixes] = swept(),  # type: ignore[valid-type] # noqa: B008
         out: Path = Path("runs"),
-        jobs: Jobs = None,
-        device: Device = None,
+        compute: Computed = Compute(),  # noqa: B008
+        schedule: Scheduled = Schedule(),  # noqa: B008
         config: Path | None = None,
     ) -> int:
         """Compare norms across batch sizes and write a report; a field with more values is swept.
@@ -70,15 +73,14 @@ def _commands(given: dict[str, Any], one: bool) -> dict[str, Callable[..., int]]
             out: Folder of the runs and the report.
             config: YAML or JSON file of fields; flags win over it.
         """
-        return launch.run_sweep(
-            flags.comparison(fields, launch.notes(flags.data_of(fields))), out, jobs, device
-        )
+        note = launch.notes(flags.data_of(fields))
+        return launch.run_sweep(flags.comparison(fields, note), out, compute, schedule)
 
     def train(
         experiment: Annotated[Experiment, tyro.conf.OmitArgPrefixes] = default,
         out: Path = Path("runs"),
         resume: bool = False,
-        device: Device = None,
+        compute: Computed = Compute(),  # noqa: B008
         config: Path | None = None,
     ) -> int:
         """Train one network.
@@ -88,11 +90,11 @@ def _commands(given: dict[str, Any], one: bool) -> dict[str, Callable[..., int]]
             resume: Go on with this run where it stopped.
             config: YAML or JSON file of fields; flags win over it.
         """
-        return launch.train_one(experiment, out, resume, device)
+        return launch.train_one(experiment, out, resume, compute)
 
     commands = (
-        compare, train, evaluate, predict, sweep, report, convert, diagnose, bench, data, norms,
-        doctor,
+        compare, train, evaluate, predict, sweep, runs, report, convert, diagnose, bench, data,
+        norms, doctor,
     )  # fmt: skip
     return {c.__name__: c for c in commands}
 
@@ -162,17 +164,50 @@ def predict(
 
 def sweep(
     file: Annotated[Path, tyro.conf.Positional],
+    scale: Literal["small", "full"] = "small",
     out: Path | None = None,
-    jobs: Jobs = None,
-    device: Device = None,
+    compute: Computed = Compute(),  # noqa: B008
+    schedule: Scheduled = Schedule(),  # noqa: B008
 ) -> int:
     """Run the Sweep of a Python file and write its report.
 
     Args:
-        file: Python file with a variable SWEEP, as in experiments/.
+        file: Python file with a variable SWEEP, and FULL for the full scale, as in experiments/.
+        scale: small: minutes on a few cores; full: as the paper has it.
         out: Folder of the runs and the report; None: runs/ and the name of the file.
     """
-    return launch.run_sweep(launch.sweep_in(file), out or Path("runs") / file.stem, jobs, device)
+    from normlab.lab import sweep_file
+
+    found = sweep_file.load(file, scale)
+    suffix = "" if scale == "small" else f"_{scale}"
+    out = out or Path("runs") / f"{file.stem}{suffix}"
+    return launch.run_sweep(found, out, compute, schedule)
+
+
+def runs(
+    folders: Runs = (Path("runs"),),
+    where: tuple[str, ...] = (),
+    sort: str | None = None,
+    compare: bool = False,
+    remove: bool = False,
+    yes: bool = False,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> int:
+    """List runs, compare two, or remove some.
+
+    Args:
+        folders: Folders of runs, or folders of such folders.
+        where: Conditions that all hold, as norm=group state!=finished 'error<10': fields of runs
+            and what the list shows.
+        sort: What to order by, as error, or -seconds for the largest first.
+        compare: Show two runs side by side, and the settings that differ.
+        remove: Delete the runs listed, after a question.
+        yes: Delete without the question.
+        as_json: Print JSON instead of a table.
+    """
+    if compare:
+        return housekeeping.compare(folders, as_json)
+    return housekeeping.show(folders, where, sort, as_json, remove, yes)
 
 
 def report(
@@ -209,16 +244,9 @@ def report(
 
         say = partial(print, flush=True)
         return serve.watch(runs, title=title, out=out, say=say, by=by, last=last)
-    from normlab.lab.runs import Run, find
+    from normlab.lab.manage import found_in
 
-    found, damaged = [], []
-    for path in runs:
-        if (path / "experiment.json").exists():
-            found.append(Run.open(path))
-            continue
-        inside, broken = find(path)
-        found += inside
-        damaged += broken
+    found, damaged = found_in(runs)
     if format != "html":
         from normlab.lab.report import formats
 
@@ -359,8 +387,11 @@ def _explain(error: Exception, console: Console) -> int:
     return 2 if isinstance(error, usage) or type(error).__name__ in _USAGE else 1
 
 
-# raised by modules that import torch, which this one does not
-_USAGE = {"BenchError", "LookupError", "ModelError", "PatternError", "SurgeryError"}
+# raised by modules that import torch, which this one does not, or in the fields of settings
+_USAGE = {
+    *("BenchError", "ComputeError", "LookupError", "ManageError", "ModelError", "PatternError"),
+    *("ScheduleError", "SurgeryError", "SweepFileError"),
+}
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """What commands that train do once their flags are read: check, run, report, tell."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from normlab.lab.compute import Compute
 from normlab.lab.experiment import Experiment, Sweep
+from normlab.lab.schedule import Schedule, part_of
 
 
 class UsageError(ValueError):
@@ -17,17 +20,20 @@ class RunsFailed(Exception):
     """Runs that failed, listed with their causes."""
 
 
-def train_one(experiment: Experiment, out: Path, resume: bool, device: str | None) -> int:
+def train_one(experiment: Experiment, out: Path, resume: bool, compute: Compute) -> int:
     """Train one network in a folder of its own and return the exit code."""
+    from normlab.lab import pool, processes, tracking
     from normlab.lab.report import live
     from normlab.lab.runs import Run
     from normlab.lab.sweep import canonical
     from normlab.lab.train import train
 
     (experiment,) = canonical([experiment])
+    _check(compute)
     _check_networks([experiment])
-    chosen = find_device(device)
     run = Run.create(out, experiment)
+    if processes.follows():  # torchrun has started the one that speaks, too
+        return 0 if train(run, compute=compute) == "finished" else 1
     console = Console()
     before = run.status["state"]
     if before not in ("new", "finished") and not resume:
@@ -35,8 +41,12 @@ def train_one(experiment: Experiment, out: Path, resume: bool, device: str | Non
             f"{run.path} holds this run, {before}; add --resume to go on with it, "
             "or choose another --out"
         )
-    with live.watching_one(console, run.experiment.name) as watch:
-        state = train(run, device=chosen, report=watch)
+    with (
+        live.watching_one(console, run.experiment.name) as watch,
+        tracking.following(run, compute.track),
+        pool.memory_recorded(run),
+    ):
+        state = train(run, compute=compute, report=watch)
     return _tell(run, state, console)
 
 
@@ -52,34 +62,101 @@ def _tell(run: Any, state: str, console: Console) -> int:
     raise RunsFailed(f"{run.path}: {status['cause']}")
 
 
-def run_sweep(sweep: Sweep, out: Path, jobs: int | None, device: str | None) -> int:
-    """Run what is not finished yet, write the report and return the exit code."""
+def run_sweep(
+    sweep: Sweep, out: Path, compute: Compute, schedule: Schedule, *, task: str | None = None
+) -> int:
+    """Run what has not ended yet, write the report and return the exit code.
+
+    Args:
+        task: what trains a run, as for `sweep.run_all`.
+    """
+    from normlab.lab.pool import TASK
     from normlab.lab.report import live
+    from normlab.lab.runs import Run, find
     from normlab.lab.sweep import canonical, run_all
 
-    if jobs is not None and jobs < 1:
-        raise UsageError(f"jobs must be at least 1, got {jobs}")
-    experiments = canonical(sweep.experiments)
-    _check_networks(experiments)
-    chosen = None if device is None else str(find_device(device))
+    task = task or TASK
+    experiments = part_of(canonical(sweep.experiments), schedule.part)
+    _check(compute, elsewhere=schedule.on != "here")
+    _check_networks(e for e in experiments if not Run(out / e.name, e).is_there())
+    if schedule.on == "slurm":
+        return _submit(sweep, out, compute, schedule)
     console = Console()
     with live.watching(console) as watch:
-        runs, signal = run_all(experiments, out, jobs=jobs, device=chosen, watch=watch)
-    write_report(runs, [], sweep, out)
-    states = [run.status["state"] for run in runs]
-    if signal is not None:
-        done = states.count("finished")
+        outcome = run_all(
+            experiments, out, compute=compute, schedule=schedule, task=task, watch=watch,
+            crew=_crew(out, compute, schedule, task),
+        )  # fmt: skip
+    if schedule.part is not None:
+        console.print(f"part {schedule.part} of {out}; see all with: normlab report {out}")
+    elif outcome.runs:
+        ours = {run.path for run in outcome.runs}
+        found, damaged = find(out)
+        write_report(
+            [run for run in found if run.path in ours],
+            [(path, why) for path, why in damaged if path in ours],
+            sweep, out,
+        )  # fmt: skip
+    return _judge(outcome, console)
+
+
+def _judge(outcome: Any, console: Console) -> int:
+    """The exit code of a sweep, after a word on what did not end well."""
+    activity, total = outcome.activity, len(outcome.activity.experiments)
+    done = f"{outcome.count('finished')} of {total} finished"
+    if outcome.signal is not None:
+        console.print(f"interrupted with {done}; the same command goes on")
+        return 128 + outcome.signal
+    if not activity.causes:
+        return 0
+    names: dict[str, list[str]] = {}
+    for experiment in activity.experiments:
+        if experiment.id in activity.causes:
+            names.setdefault(activity.causes[experiment.id], []).append(experiment.name)
+    told = [f"{done}, {len(activity.causes)} failed:"]
+    for cause, of in names.items():
+        others = f" and {len(of) - 1} more" if len(of) > 1 else ""
+        told.append(f"  {of[0]}{others}: {cause}")
+    before = len(outcome.failed_before)
+    left = f"{before} of them failed before and were left alone; " if before else ""
+    told.append(f"{left}--retry-failed tries them again")
+    raise RunsFailed("\n".join(told))
+
+
+def _crew(
+    out: Path, compute: Compute, schedule: Schedule, task: str
+) -> Callable[[int], Any] | None:
+    """Who trains the runs, if not this machine's processes."""
+    if schedule.on != "ray":
+        return None
+    from normlab.lab.on_ray import RayCrew
+
+    return partial(
+        RayCrew, out, compute=compute, jobs=schedule.jobs, task=task,
+        run_timeout=schedule.run_timeout,
+    )  # fmt: skip
+
+
+def _submit(sweep: Sweep, out: Path, compute: Compute, schedule: Schedule) -> int:
+    from normlab.lab import on_slurm
+
+    array = on_slurm.write(sweep, out, compute, schedule)
+    console = Console()
+    if schedule.dry_run or not on_slurm.is_here():
+        why = "" if schedule.dry_run else "there is no sbatch on this machine; "
         console.print(
-            f"interrupted with {done} of {len(runs)} runs finished; the same command goes on"
-        )
-        return 128 + signal
-    causes: dict[str, list[str]] = {}
-    for run, state in zip(runs, states):
-        if state == "failed":
-            causes.setdefault(run.status.get("cause", "unknown"), []).append(run.experiment.name)
-    if causes:
-        told = (f"{len(n)} of {len(runs)} runs failed ({n[0]}, …): {c}" for c, n in causes.items())
-        raise RunsFailed("\n".join(told))
+            f"{why}{len(array.commands)} tasks are written down; submit them with\n"
+            f"  sbatch {array.script}\nor have another scheduler run, for K = 1 to "
+            f"{len(array.commands)},\n  {' '.join(array.commands[0][:-1])} K/{len(array.commands)}",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
+        return 0
+    array = on_slurm.submit(array, schedule)
+    console.print(
+        f"submitted {len(array.jobs)} jobs: {', '.join(array.jobs)}\n"
+        f"see the runs with: normlab runs {out}; once they end: normlab report {out}",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
     return 0
 
 
@@ -114,31 +191,27 @@ def notes(sources: Iterable[str]) -> str:
     return " ".join(filter(None, found))
 
 
-def sweep_in(file: Path) -> Sweep:
-    """The variable SWEEP of a Python file."""
-    import runpy
-
-    if not file.is_file() or file.suffix != ".py":
-        raise UsageError(f"{file} is not a Python file; see experiments/ for examples")
-    found = runpy.run_path(str(file)).get("SWEEP")
-    if not isinstance(found, Sweep):
-        raise UsageError(f"{file} has no SWEEP = Sweep(...); see experiments/ for examples")
-    return found
-
-
 def find_device(text: str | None) -> Any:
     """The torch.device called that; None is a GPU if there is any."""
     import torch
 
-    if text is None:
-        from normlab.lab.train import default_device
+    from normlab.lab import processes
 
-        return default_device()
     gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    there = ["cpu", *(["cuda"] if gpus else []), *gpus]
-    if text not in there:
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    there = ["cpu", *(["cuda"] if gpus else []), *gpus, *mps]
+    if text is not None and text not in there:
         raise UsageError(f"device {text!r} is not there; this machine has {', '.join(there)}")
-    return torch.device(text)
+    return processes.find_device(text)
+
+
+def _check(compute: Compute, *, elsewhere: bool = False) -> None:
+    """Say what this machine does not have, unless another one computes, before anything runs."""
+    from normlab.lab import tracking
+
+    if not elsewhere:
+        find_device(compute.device)
+        tracking.check(compute.track)
 
 
 def _check_networks(experiments: Iterable[Experiment]) -> None:

@@ -1,17 +1,24 @@
 """Every command once, for real, and what a mistake on the command line gets."""
 
+import dataclasses
 import hashlib
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from normlab import cli
-from normlab.lab.experiment import Experiment, ExperimentError
+from normlab import cli, launch
+from normlab.lab import on_slurm
+from normlab.lab.compute import Compute
+from normlab.lab.experiment import Experiment, ExperimentError, Sweep
+from normlab.lab.schedule import Schedule
 
 TINY = ["--data", "digits", "--num-train", "64", "--num-validation", "32", "--batch-size", "16",
         "--epochs", "1"]  # fmt: skip
@@ -171,6 +178,8 @@ MISTAKES = [
     ("56: device", ["train", "--device", "cuda:9"], 2, r"device 'cuda:9' is not there; this mach"),
     ("56: word", ["compare", "--device", "gpu"], 2, r"device 'gpu' is not there; .* has cpu"),
     ("57: out", ["train", *TINY, "--out", "file.txt"], 1, r"file\.txt.*cannot be made"),
+    ("57: out of a sweep", ["compare", *TINY, "--norm", "none", "--seed", "0", "--out", "file.txt"],
+     1, r"0 of 1 finished, 1 failed: none-b16-s0-\w+: file\.txt.*cannot be made"),
     ("59: empty", ["compare", "--norm"], 2, r"(?i)norm"),
     ("59: milestones", ["train", "--milestones", "0.5", "0.1"], 2, r"milestones must be rising"),
     ("norm", ["train", "--norm", "grup"], 2, r"norm 'grup': there are batch, sync_batch, ghost"),
@@ -183,9 +192,16 @@ MISTAKES = [
     ("slices", ["train", "--norm-batch-size", "5"], 2, r"does not divide the 32 images computed"),
     ("accumulate", ["train", "--accumulate", "5"], 2, r"does not split into accumulate=5 equal"),
     ("jobs", ["compare", "--jobs", "0"], 2, r"jobs must be at least 1, got 0"),
+    ("part", ["compare", "--part", "3/2"], 2, r"part must be K/N with K from 1 to N.*got '3/2'"),
+    ("on", ["compare", "--on", "moon"], 2, r"(?i)on.*here,ray,slurm|invalid choice"),
+    ("slurm", ["compare", "--slurm", "time=1"], 2, r"slurm and dry_run are for on slurm"),
+    ("processes", ["train", "--processes", "0"], 2, r"processes must be 1 to 65536, got 0"),
+    ("tracker", ["train", "--track", "wand"], 2, r"no tracker 'wand'; there are tensorboard, tr"),
     ("run", ["evaluate", "nowhere"], 1, r"nowhere is not a run: it has no experiment\.json"),
     ("sweep file", ["sweep", "none.py"], 2, r"none\.py is not a Python file; see experiments/"),
     ("sweep", ["sweep", "empty.py"], 2, r"empty\.py has no SWEEP = Sweep\(\.\.\.\)"),
+    ("scale", ["sweep", "empty.py", "--scale", "full"], 2, r"empty\.py has no FULL = Sweep"),
+    ("sweep of JSON", ["sweep", "none.json"], 2, r"none\.json: cannot be read: No such file"),
     ("weights", ["train", *TINY, "--weights", "file.txt"], 1, r"file\.txt.*"),
 ]  # fmt: skip
 
@@ -224,8 +240,88 @@ def test_failed_runs_of_a_comparison_are_counted_with_their_cause(capsys):
     arguments = (*TINY, "--batch-size", 128, "--norm", "group", "layer", "--seed", 0, "--jobs", 1)
     assert normlab("compare", *arguments) == 1
     error = " ".join(capsys.readouterr().err.split())
-    assert "2 of 2 runs failed" in error
+    assert "0 of 2 finished, 2 failed: group-b128-s0-" in error
+    assert "and 1 more: " in error
     assert "64 training images do not fill one batch of 128" in error
+    assert error.endswith("--retry-failed tries them again")
+    statuses = [p.read_bytes() for p in Path("runs").glob("*/status.json")]
+    assert normlab("compare", *arguments) == 1
+    assert "2 of them failed before and were left alone" in capsys.readouterr().err
+    assert [p.read_bytes() for p in Path("runs").glob("*/status.json")] == statuses
+
+
+def test_sweep_of_two_hundred_counts_what_finished_f22(capsys, monkeypatch):
+    """One diverged, one of a kind failed: the words and the code are those of the others."""
+    sweep = Sweep.grid("Which?", Experiment(norm="layer"), seed=range(5, 9))
+    schedule = Schedule(run_timeout=60)
+    with pytest.raises(launch.RunsFailed) as failed:
+        launch.run_sweep(
+            sweep, Path("out"), Compute(device="cpu"), schedule, task="fake_trials:failing"
+        )
+    assert "3 of 4 finished, 1 failed:" in str(failed.value)
+    assert cli._explain(failed.value, Console(stderr=True)) == 1
+
+
+def test_damaged_run_is_a_failure_among_the_others_f29(capsys):
+    arguments = ("compare", *TINY, "--norm", "group", "layer", "--seed", 0, "--jobs", 1)
+    assert normlab(*arguments) == 0
+    (damaged,) = Path("runs").glob("layer*/status.json")
+    damaged.write_text("{")
+    capsys.readouterr()
+    assert normlab(*arguments) == 1
+    assert "1 of 2 finished, 1 failed:" in capsys.readouterr().err
+    assert "damaged, not JSON" in Path("runs/report.html").read_text()
+
+
+def test_settings_of_computing_and_of_schedules_are_flags(capsys):
+    for command in ("compare", "sweep"):
+        assert normlab(command, "--help") == 0
+        shown = capsys.readouterr().out
+        settings = (*dataclasses.fields(Compute), *dataclasses.fields(Schedule))
+        flags = {f"--{field.name.replace('_', '-')}" for field in settings}
+        assert {flag for flag in flags if flag in shown} == flags
+    assert normlab("train", "--help") == 0
+    shown = capsys.readouterr().out
+    assert "--processes" in shown
+    assert "--jobs" not in shown
+
+
+def test_scale_full_is_the_other_sweep_of_a_file(capsys):
+    Path("mine.py").write_text(
+        "from normlab import Experiment, Sweep\n"
+        "base = Experiment(data='digits', num_train=64, num_validation=32, epochs=1)\n"
+        "SWEEP = Sweep.grid('small', base, seed=[1, 2, 3])\n"
+        "FULL = Sweep.grid('the whole', base, seed=[0])\n"
+    )
+    assert normlab("sweep", "mine.py", "--scale", "full", "--jobs", 1) == 0
+    assert "the whole" in Path("runs/mine_full/report.html").read_text()
+    assert len(list(Path("runs/mine_full").glob("*/experiment.json"))) == 1
+
+
+def test_slurm_script_is_written_where_there_is_no_slurm(capsys, monkeypatch):
+    monkeypatch.setattr(on_slurm.shutil, "which", lambda name: None)
+    arguments = ("compare", *TINY, "--norm", "group", "layer", "--seed", 0, "--on", "slurm")
+    assert normlab(*arguments, "--slurm", "partition=gpu", "time=60") == 0
+    out = capsys.readouterr().out
+    assert "there is no sbatch on this machine; 2 tasks are written down" in out
+    script = Path("runs/slurm/sweep.sbatch")
+    assert f"sbatch {script.resolve()}" in out
+    assert "#SBATCH --partition=gpu" in script.read_text()
+    assert not list(Path("runs").glob("*/experiment.json"))
+
+
+def test_interrupted_sweep_has_the_exit_code_of_its_signal_f15():
+    arguments = [sys.executable, "-m", "normlab.cli", "compare", "--data", "digits", "--norm",
+                 "group", "--seed", "0", "--jobs", "1"]  # fmt: skip
+    started = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(Path("runs").glob("*/environment.json")):  # it trains
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    started.send_signal(signal.SIGTERM)
+    out, err = started.communicate(timeout=60)
+    assert started.returncode == 128 + signal.SIGTERM, err
+    assert "interrupted with 0 of 1 finished; the same command goes on" in out
 
 
 @pytest.mark.parametrize("name", ["../x", "CON", "a" * 300, "a\nb", "😀", "<script>"], ids=ascii)

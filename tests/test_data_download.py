@@ -1,15 +1,22 @@
 """Fetching published sets: the right bytes, only over https, nothing half-done, hostile tars."""
 
+import contextlib
 import gzip
 import hashlib
 import http.server
 import io
+import multiprocessing
+import os
 import re
+import signal
+import socket
 import socketserver
 import tarfile
 import threading
+import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -70,15 +77,13 @@ def sets(monkeypatch):
 
 @pytest.fixture
 def server(monkeypatch):
-    """A local server; `server.pages[path]` is what it sends, `server.asked` what it was asked."""
+    """A local server; `server.pages[path]` is what it sends or does, `server.asked` what for."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             server.asked.append(self.path)
-            body = server.pages.get(self.path)
-            self.send_response(200 if body is not None else 404)
-            self.end_headers()
-            self.wfile.write(body or b"")
+            page = server.pages.get(self.path, lambda handler: handler.send_error(404))
+            (page if callable(page) else _sends(page))(self)
 
         def log_message(self, *_):
             pass
@@ -88,8 +93,9 @@ def server(monkeypatch):
         server.pages, server.asked = {}, []
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         port = server.server_address[1]
-        server.opener = lambda url: urllib.request.urlopen(
-            f"http://127.0.0.1:{port}/{url.removeprefix('https://').partition('.')[0]}"
+        opener = urllib.request.build_opener(download._HttpsRedirects)
+        server.opener = lambda url: opener.open(
+            f"http://127.0.0.1:{port}/{url.removeprefix('https://').partition('.')[0]}", timeout=0.3
         )
         yield server
         server.shutdown()
@@ -142,20 +148,70 @@ def test_second_address_is_used_where_the_first_fails(sets, server, tmp_path):
     assert server.asked == ["/first", "/second"]
 
 
-@pytest.mark.parametrize(
-    ("page", "message"),
-    [
-        pytest.param(None, "HTTP Error 404|Not Found", id="F20: 404"),
-        pytest.param(b"<html>" * 50, "does not have the sha256", id="F20: HTML of the right size"),
-        pytest.param(RAW[:100], "broken off after 100 of 300 bytes", id="F20: broken off"),
-        pytest.param(RAW * 2, "sends more than the 300 bytes known", id="121: too much"),
-    ],
-)
-def test_wrong_content_is_refused_and_nothing_is_left(sets, server, tmp_path, page, message):
-    if page is not None:
-        server.pages["/first"] = server.pages["/second"] = page
+def _sends(body, *, length=None, wait=0.0):
+    def answer(handler):
+        handler.send_response(200)
+        if length is not None:
+            handler.send_header("Content-Length", str(length))
+        handler.end_headers()
+        handler.wfile.write(body[:100])
+        handler.wfile.flush()
+        time.sleep(wait)
+        with contextlib.suppress(ConnectionError):  # by then nobody may be there
+            handler.wfile.write(body[100:])
+
+    return answer
+
+
+def _redirects(target):
+    def answer(handler):
+        handler.send_response(302)
+        handler.send_header("Location", target)
+        handler.end_headers()
+
+    return answer
+
+
+def _hangs_up(handler):
+    handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+FAULTS = {
+    "F20: 404": (lambda handler: handler.send_error(404), "HTTP Error 404|Not Found"),
+    "F20: 500": (lambda handler: handler.send_error(500), "HTTP Error 500|Internal Server Error"),
+    "F20: broken off": (_sends(RAW[:100]), "broken off after 100 of 300 bytes"),
+    "F20: broken off, its length announced": (
+        _sends(RAW[:100], length=300),
+        "IncompleteRead|broken off after 100 of 300 bytes",
+    ),
+    "F20: empty": (_sends(b""), "broken off after 0 of 300 bytes"),
+    "F20: wrong length": (_sends(RAW[:-1]), "broken off after 299 of 300 bytes"),
+    "121: too long": (_sends(RAW * 2), "sends more than the 300 bytes known"),
+    "F20: one bit wrong": (
+        _sends(bytes([RAW[0] ^ 1]) + RAW[1:]),
+        f"what came does not have the sha256 {_sha256(RAW)}",
+    ),
+    "F20: HTML instead of data": (_sends(b"<html>" * 10), "broken off after 60 of 300 bytes"),
+    "F20: HTML of the right size": (_sends(b"<html>" * 50), "does not have the sha256"),
+    "F20: redirect to file:": (
+        _redirects("file:///etc/hostname"),
+        "Redirection to url 'file:///etc/hostname' is not allowed",
+    ),
+    "F20: redirect to http:": (
+        _redirects("http://127.0.0.1:9/x"),
+        "to http:.*, which is not https",
+    ),
+    "F20: too slow": (_sends(RAW, wait=0.6), "timed out"),
+    "F20: hangs up": (_hangs_up, "closed connection without response|reset by peer"),
+}
+
+
+@pytest.mark.parametrize(("answer", "message"), FAULTS.values(), ids=FAULTS)
+def test_faulty_download_is_refused_and_nothing_is_left(sets, server, tmp_path, answer, message):
+    server.pages["/first"] = server.pages["/second"] = answer
     with pytest.raises(DownloadError, match=message):
         fetch("plain", tmp_path, opener=server.opener)
+    assert server.asked == ["/first", "/second"]
     assert _tree(tmp_path) == {}
 
 
@@ -265,3 +321,88 @@ def test_F19_two_fetches_at_once_download_once(sets, server, tmp_path):
         thread.join()
     assert server.asked == ["/first"]
     assert published.matches(tmp_path / "x.mat", f"sha256:{_sha256(RAW)}")
+
+
+def _child(function, *arguments):
+    """A process that has all of this one, its sets and its server too."""
+    if "fork" not in multiprocessing.get_all_start_methods():
+        pytest.skip("needs fork")
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def test_F19_of_two_processes_one_downloads_and_both_have_the_set(sets, server, tmp_path):
+    pytest.importorskip("fcntl")
+    server.pages["/first"] = _sends(RAW, wait=0.2)
+
+    def fetch_and_check():
+        fetch("plain", tmp_path, opener=server.opener)
+        os._exit(0 if (tmp_path / "x.mat").read_bytes() == RAW else 1)
+
+    children = [_child(fetch_and_check) for _ in range(2)]
+    for child in children:
+        child.join(20)
+    assert [child.exitcode for child in children] == [0, 0]
+    assert server.asked == ["/first"]
+
+
+def _killed_at(monkeypatch, owner, name, call):
+    """SIGKILL this process in the middle of the so many-th call of a function."""
+    function, calls = getattr(owner, name), []
+
+    def kill(*arguments):
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments)
+
+    monkeypatch.setattr(owner, name, kill)
+
+
+@pytest.mark.parametrize(
+    ("kind", "owner", "name", "call"),
+    [
+        pytest.param("tar", download, "_copy", 1, id="before the first file"),
+        pytest.param("tar", download, "_copy", 3, id="before the last file"),
+        pytest.param("tar", Path, "replace", 1, id="before the first is renamed"),
+        pytest.param("tar", Path, "replace", 2, id="between renames"),
+        pytest.param("gz", download, "_copy", 1, id="gz, before it is unpacked"),
+        pytest.param("gz", Path, "replace", 1, id="gz, before it is renamed"),
+    ],
+)
+def test_F21_killed_while_unpacking_is_repaired(
+    sets, tmp_path, monkeypatch, kind, owner, name, call
+):
+    content, expected = KINDS[kind]
+    archive = tmp_path / SETS[kind][0].path
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    archive.write_bytes(content)
+
+    def unpack():
+        _killed_at(monkeypatch, owner, name, call)
+        fetch(kind, tmp_path, opener=_no_network)
+
+    child = _child(unpack)
+    child.join(20)
+    assert child.exitcode == -signal.SIGKILL
+    left = _tree(tmp_path)
+    assert left.keys() != expected.keys()
+    assert all(left[path] == expected[path] for path in left.keys() & expected.keys())
+    fetch(kind, tmp_path, opener=_no_network)
+    assert _tree(tmp_path) == expected
+
+
+def test_F20_killed_while_downloading_leaves_only_a_part(sets, server, tmp_path, monkeypatch):
+    server.pages["/first"] = RAW
+
+    def download_some():
+        _killed_at(monkeypatch, Path, "replace", 1)
+        fetch("plain", tmp_path, opener=server.opener)
+
+    child = _child(download_some)
+    child.join(20)
+    assert child.exitcode == -signal.SIGKILL
+    assert list(_tree(tmp_path)) == ["x.mat.part"]
+    fetch("plain", tmp_path, opener=server.opener)
+    assert _tree(tmp_path) == {"x.mat": RAW}

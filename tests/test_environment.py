@@ -56,19 +56,3 @@ def test_environment_is_an_allow_list(run):
     run.record_environment("cpu")
     stored = json.loads((run.path / "environment.json").read_text())
     assert stored.keys() == describe_environment().keys()
-
-
-@pytest.mark.filterwarnings("ignore")  # tensorboard's own imports
-def test_epochs_go_to_tensorboard_when_asked_for(run, monkeypatch):
-    pytest.importorskip("tensorboard")
-    run.log("epoch", samples=1, train_loss=2.0)
-    assert not (run.path / "tensorboard").exists()
-    monkeypatch.setenv("NORMLAB_TENSORBOARD", "1")
-    again = Run.open(run.path)
-    again.log("start", num_train=5)
-    again.log("epoch", samples=100, train_loss=2.0, validation_loss=float("nan"))
-    [file] = (run.path / "tensorboard").iterdir()
-    data = file.read_bytes()
-    assert b"train_loss" in data
-    assert b"num_train" not in data
-    assert b"validation_loss" not in data

@@ -9,13 +9,14 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix, f1_score
 
 from normlab.lab import data, evaluate, prediction
+from normlab.lab.compute import Compute
 from normlab.lab.data.dataset import DataError
 from normlab.lab.experiment import Experiment
 from normlab.lab.runs import Run
 from normlab.lab.tasks import classification
 from normlab.lab.train import train
 
-CPU = torch.device("cpu")
+CPU, ON_CPU = torch.device("cpu"), Compute(device="cpu")
 EXPERIMENT = Experiment(
     data="digits", norm="batch", num_train=400, num_validation=100, batch_size=16, epochs=2
 )
@@ -24,7 +25,7 @@ EXPERIMENT = Experiment(
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
     run = Run.create(tmp_path_factory.mktemp("runs"), EXPERIMENT)
-    train(run, device=CPU)
+    train(run, compute=ON_CPU)
     return run
 
 
@@ -59,7 +60,7 @@ def test_tensorflow_defect_evaluation_does_not_depend_on_the_batch(run, validati
 
 def test_tensorflow_defect_dropout_is_off_in_evaluation(tmp_path, validation):
     run = Run.create(tmp_path, EXPERIMENT.replace(model="convnet", epochs=1, image_size=16))
-    train(run, device=CPU)
+    train(run, compute=ON_CPU)
     scores = [evaluate.evaluate(run, ["validation"], "best", CPU)[0] for _ in range(2)]
     assert scores[0] == scores[1]
 

@@ -7,8 +7,9 @@ import torch
 from fake_runs import FakeRun
 from torch import nn
 
-from normlab.lab import probes, results, runs, train
+from normlab.lab import memory, results, runs, train
 from normlab.lab.analysis import analyse
+from normlab.lab.compute import Compute
 from normlab.lab.experiment import Experiment
 from normlab.lab.report import costs, tables
 
@@ -31,7 +32,7 @@ class Wasteful(nn.Module):
 
 
 def measured(model: nn.Module) -> int:
-    peak = train.bytes_peak(model, torch.ones(2, 4), torch.tensor([0, 1]))
+    peak = memory.bytes_peak(model, torch.ones(2, 4), torch.tensor([0, 1]))
     assert peak is not None
     return peak
 
@@ -45,7 +46,7 @@ def test_peak_has_what_is_held_at_once_and_not_again(times: int) -> None:
 def test_peak_holds_the_network_and_what_is_saved() -> None:
     model = nn.Sequential(nn.Linear(4, 512), nn.ReLU(), nn.Linear(512, 3))
     own = sum(p.nbytes for p in model.parameters())
-    saved = probes.bytes_saved(model, torch.randn(2, 4), torch.tensor([0, 1]))
+    saved = memory.bytes_saved(model, torch.randn(2, 4), torch.tensor([0, 1]))
     assert measured(model) >= 2 * own + saved - 4096  # parameters and as many gradients
 
 
@@ -62,12 +63,12 @@ def test_measuring_the_peak_changes_nothing() -> None:
 
 def test_a_profiler_of_the_caller_is_left_alone() -> None:
     with torch.autograd.profiler.profile():
-        assert train.bytes_peak(nn.Linear(4, 3), torch.randn(2, 4), torch.tensor([0, 1])) is None
+        assert memory.bytes_peak(nn.Linear(4, 3), torch.randn(2, 4), torch.tensor([0, 1])) is None
 
 
 def test_run_records_its_peak(tmp_path: Path) -> None:
     run = runs.Run.create(tmp_path, TINY)
-    train.train(run, device=torch.device("cpu"))
+    train.train(run, compute=Compute(device="cpu"))
     found = results.read(run)
     assert found.bytes_peak is not None
     assert found.bytes_saved_step is not None

@@ -6,7 +6,7 @@ from torch import nn
 
 from normlab import norms, surgery
 from normlab.lab import models
-from normlab.lab.models import ModelError
+from normlab.lab.models import ModelError, resnet
 from normlab.layer import Norm
 
 X = torch.randn(2, 3, 32, 32)
@@ -76,11 +76,6 @@ def test_unknown_network_names_what_there_is(address, message):
         models.build(address, 10)
 
 
-def test_network_without_batch_norm_is_refused():
-    with pytest.raises(ModelError, match=r"vgg11: 0 norms matched.*it has .*8 Conv2d"):
-        models.build("torchvision:vgg11", 10, norm="group")
-
-
 def test_all_channels_that_do_not_split_are_listed():
     with pytest.raises(
         ModelError, match=r"norms cannot become 'group:32':\n(.*\n)+.*must be divis"
@@ -92,8 +87,74 @@ def test_zero_init_starts_residual_blocks_as_identities():
     model = models.build("cifar_resnet:14", 10, norm="group", zero_init=True)
     zero = [m for m in model.modules() if isinstance(m, Norm) and not m.weight.any()]
     assert len(zero) == 6
-    with pytest.raises(ModelError, match="zero_init: convnet has no residual blocks"):
-        models.build("convnet", 10, zero_init=True)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "convnet",
+        pytest.param("timm:resnetv2_18", id="its last layer before an activation is a convolution"),
+    ],
+)
+def test_zero_init_without_blocks_that_end_in_a_norm_is_refused(address):
+    with torch.device("meta"), pytest.raises(ModelError, match="has no residual blocks whose last"):
+        models.build(address, 10, zero_init=True)
+
+
+@pytest.mark.parametrize(
+    ("address", "count"),
+    [
+        ("torchvision:resnet50", 16),
+        ("resnet:101:8", 33),
+        ("timm:resnet18", 8),
+        pytest.param("timm:regnetx_002", 13, id="BatchNormAct2d"),
+        pytest.param("timm:skresnet18", 8, id="norms inside other blocks"),
+    ],
+)
+def test_zero_init_reaches_the_blocks_of(address, count):
+    def num_zero(zero_init):
+        model = models.build(address, 10, norm="group:8", zero_init=zero_init)
+        return sum(isinstance(m, Norm) and not m.weight.any() for m in model.modules())
+
+    assert (num_zero(False), num_zero(True)) == (0, count)
+
+
+@pytest.mark.parametrize(("layers", "parameters"), [(18, 11_689_512), (50, 25_557_032)])
+def test_resnet_is_torchvision_s(layers, parameters):
+    """Same names, same function; torchvision's documentation has the numbers of parameters."""
+    torchvision = pytest.importorskip("torchvision")
+    theirs = getattr(torchvision.models, f"resnet{layers}")()
+    ours = resnet.build(str(layers), 1000)
+    ours.load_state_dict(theirs.state_dict())
+    assert sum(p.numel() for p in ours.parameters()) == parameters
+    assert torch.equal(ours.eval()(X), theirs.eval()(X))
+
+
+def test_resnet_starts_as_in_the_group_norm_paper():
+    model = models.build("resnet:50:32", 100, norm="group")
+    conv = model.layer1[0].conv2.weight
+    assert conv.std().item() == pytest.approx((2 / (9 * 32)) ** 0.5, rel=0.05)  # He, by outputs
+    assert model.fc.weight.std().item() == pytest.approx(0.01, rel=0.02)
+    assert not model.fc.bias.any()
+    assert all((m.weight == 1).all() for m in model.modules() if isinstance(m, Norm))
+
+
+def test_resnet_has_its_stride_in_the_3x3_convolution():
+    block = models.build("resnet:50:8", 10).layer2[0]
+    assert (block.conv1.stride, block.conv2.stride) == ((1, 1), (2, 2))
+
+
+@pytest.mark.parametrize("size", [32, 33, 64])
+def test_resnet_takes_small_images(size):
+    with torch.device("meta"):
+        model = models.build("resnet:50:8", 7, norm="group:8")
+        assert model(torch.empty(2, 3, size, size)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("variant", ["", "20", "50:0", "50:x", "50:8:8", "50:9999"])
+def test_other_resnets_are_refused(variant):
+    with pytest.raises(LookupError, match="there are resnet:18, resnet:34, resnet:50, resnet:101"):
+        models.build(f"resnet:{variant}", 10)
 
 
 def test_conversion_keeps_weights_modes_and_sharing():

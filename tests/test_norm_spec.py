@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 import normlab
 from normlab import cli, layer, norms
 from normlab.lab import evaluate, models
+from normlab.lab.compute import Compute
 from normlab.lab.experiment import Experiment
 from normlab.lab.norm_names import division, family, parts, spelled_out
 from normlab.lab.runs import Run
@@ -146,7 +147,7 @@ def stop_after(run, steps):
         if progress.step == steps:
             signal.raise_signal(signal.SIGTERM)
 
-    assert train(run, device=torch.device("cpu"), report=interrupt) == "interrupted"
+    assert train(run, compute=Compute(device="cpu"), report=interrupt) == "interrupted"
 
 
 def test_norm_of_ones_own_is_found_by_module_and_name(own):

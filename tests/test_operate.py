@@ -11,12 +11,13 @@ from torch import nn
 import normlab
 from normlab import cli
 from normlab.lab import data, evaluate, models, start
+from normlab.lab.compute import Compute
 from normlab.lab.experiment import Experiment, ExperimentError
 from normlab.lab.runs import Run
 from normlab.lab.train import train
 from normlab.surgery import Shrunk
 
-CPU = torch.device("cpu")
+CPU, ON_CPU = torch.device("cpu"), Compute(device="cpu")
 SOURCE = Experiment(
     data="digits", norm="batch", num_train=256, num_validation=64, batch_size=16, epochs=2
 )
@@ -27,7 +28,7 @@ IMAGES = data.load("digits", "train", limit=256)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
     run = Run.create(tmp_path_factory.mktemp("runs"), SOURCE)
-    train(run, device=CPU)
+    train(run, compute=ON_CPU)
     return run
 
 
@@ -121,7 +122,7 @@ def test_run_from_another_starts_with_its_conversion(run):
 def test_run_from_another_records_its_error_before_training(run, tmp_path):
     """On the images as they entered its source, whatever images it has itself."""
     frozen = Run.create(tmp_path, converted(run, strength=1.0, num_train=32))
-    train(frozen, device=CPU)
+    train(frozen, compute=ON_CPU)
     first = next(e for e in frozen.events() if e["event"] == "start")
     last = [e for e in run.events() if e["event"] == "epoch"][-1]
     assert first["validation_error"] == last["validation_error"]
@@ -131,7 +132,7 @@ def test_strength_moves_over_the_training(run, tmp_path):
     e = converted(run, strength=1.0, final_strength=0.0)
     assert [start.strength(e, part) for part in (0.0, 0.25, 1.0)] == [1.0, 0.75, 0.0]
     other = Run.create(tmp_path, e)
-    train(other, device=CPU)
+    train(other, compute=ON_CPU)
     model, _ = evaluate.load_model(other, "last", CPU)
     (strength,) = {m.strength for m in model.modules() if isinstance(m, Shrunk)}
     assert strength == pytest.approx(1 / 16)  # the last of 16 steps

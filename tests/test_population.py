@@ -13,13 +13,14 @@ from torch import nn
 import normlab
 from normlab.lab import evaluate, population, train
 from normlab.lab.analysis import analyse
+from normlab.lab.compute import Compute
 from normlab.lab.data.dataset import Dataset
 from normlab.lab.experiment import Experiment
 from normlab.lab.report import judged
 from normlab.lab.runs import Run
 from normlab.lab.tasks.classification import Input
 
-CPU = torch.device("cpu")
+CPU, ON_CPU = torch.device("cpu"), Compute(device="cpu")
 TINY = Experiment(
     data="digits", model="cifar_resnet:8", norm="batch", num_train=64, num_validation=40,
     batch_size=8, epochs=1, image_size=8,
@@ -80,7 +81,7 @@ def test_population_that_is_not_finite_has_no_error():
 @pytest.mark.parametrize("norm", ["batch", "group:8"])
 def test_run_records_how_it_is_judged(tmp_path, norm):
     run = Run.create(tmp_path, TINY.replace(norm=norm))
-    assert train.train(run, device=CPU) == "finished"
+    assert train.train(run, compute=ON_CPU) == "finished"
     found = [e for e in run.events() if e["event"] == "statistics"]
     assert len(found) == (norm == "batch")
     last = [e for e in run.events() if e["event"] == "epoch"][-1]

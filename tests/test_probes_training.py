@@ -11,12 +11,13 @@ from torch import nn
 
 from normlab.lab import checkpoint, probes, train
 from normlab.lab.analysis_probes import probes as read
-from normlab.lab.data.batches import batches
+from normlab.lab.compute import Compute
+from normlab.lab.data.batches import Batches
 from normlab.lab.experiment import Experiment
 from normlab.lab.runs import Run
 from normlab.lab.tasks.classification import Input
 
-CPU = torch.device("cpu")
+CPU, ON_CPU = torch.device("cpu"), Compute(device="cpu")
 # dropout, Adam's moments, crops and batch statistics: everything a probe could disturb
 EXPERIMENT = Experiment(
     data="digits", model="convnet", norm="batch", optimizer="adam", learning_rate=1e-3,
@@ -32,7 +33,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def trained(root: Path, experiment: Experiment, report: Any = None) -> Run:
     run = Run.create(root, experiment)
-    train.train(run, device=CPU, report=report)
+    train.train(run, compute=ON_CPU, report=report)
     return run
 
 
@@ -65,7 +66,7 @@ def test_parts_of_a_batch_are_recorded_by_the_first(tmp_path):
     found = read(trained(tmp_path, e))
     assert [(p.epoch, p.step, p.samples) for p in found] == [(1, 0, 0), (1, 2, 32), (1, 4, 64)]
     images, _ = train.load_data(e.data, e.image_size, e.validation, e.num_train, e.num_validation)
-    first = next(batches(images, 16, seed=e.seed, epoch=0, augment="none")).images[:8]
+    first = Batches(images, 16, seed=e.seed, augment="none")[0, 0].images[:8]
     x = Input.of(images).prepare(first, CPU)  # layer 0 adds a border of zeros
     assert found[0].mean == pytest.approx(x.mean().item() * 16**2 / 18**2, rel=1e-5)
 
@@ -81,7 +82,7 @@ def test_interrupted_run_has_the_same_probes(tmp_path, step):
     whole = trained(tmp_path / "whole", experiment)
     run = trained(tmp_path / "parts", experiment, interrupt)
     assert run.status["state"] == "interrupted"
-    assert train.train(run, device=CPU) == "finished"
+    assert train.train(run, compute=ON_CPU) == "finished"
     assert events(run, probed=True) == events(whole, probed=True)
     assert events(run, probed=False) == events(whole, probed=False)
 
@@ -103,7 +104,7 @@ def test_killed_run_has_the_same_probes(tmp_path):
         trained(tmp_path / "parts", experiment, kill)
     run = Run.create(tmp_path / "parts", experiment)
     assert [p.step for p in read(run)] == [0, 2, 4, 6, 8, 10]
-    train.train(run, device=CPU)
+    train.train(run, compute=ON_CPU)
     assert events(run, probed=True) == events(whole, probed=True)
 
 

@@ -124,7 +124,8 @@ def test_small_runs_are_called_not_comparable_and_why() -> None:
     note = report.beside(a, published("gn-table1")).note
     for reason in (
         "Not comparable: the data is relit_digits; the network is cifar_resnet:8; "
-        "4 epochs instead of 100; only 512 training images; images of 14 pixels",
+        "4 epochs instead of 100; batches of 32 instead of 256; only 512 training images; "
+        "images of 14 pixels",
     ):
         assert reason in note
     assert "2 seeds" in note
@@ -132,14 +133,37 @@ def test_small_runs_are_called_not_comparable_and_why() -> None:
 
 def test_the_published_setting_is_called_comparable() -> None:
     full = {"data": "folder:imagenet", "model": "torchvision:resnet50", "epochs": 100}
-    note = report.beside(runs(("batch", "group"), **full), published("gn-table1")).note
-    assert "Comparable: data, network, epochs and batch are the published ones" in note
-    assert "Not comparable" not in note
+    full |= {"image_size": 224}
+    table = report.beside(runs(("batch", "group"), (256,), **full), published("gn-table1"))
+    assert "Comparable: data, network, epochs and batch are the published ones" in table.note
+    assert "Not comparable" not in table.note
+    assert table.columns[-1] == "ours"
+
+
+@pytest.mark.parametrize(
+    ("id", "address", "same"),
+    [
+        ("gn-table1", "imagenet:data/imagenet", True),
+        ("gn-table1", "folder:/data/imagenet", True),
+        ("gn-table1", "tiny_imagenet:data/tiny-imagenet-10", False),
+        ("cifar-seven", "npz:data/cifar10", True),
+        ("cifar-seven", "cifar100", False),
+    ],
+)
+def test_data_is_the_published_one_under_each_of_its_addresses(id, address, same) -> None:
+    note = report.beside(runs(("batch", "group", "none"), data=address), published(id)).note
+    assert ("the data is" in note) is not same
 
 
 @pytest.mark.parametrize(
     ("model", "same"),
-    [("vgg:16", True), ("torchvision:vgg16", True), ("vgg:16:16", False), ("vgg:11", False)],
+    [
+        ("vgg:16:64:4096", True),
+        ("torchvision:vgg16_bn", True),
+        ("vgg:16", False),
+        ("vgg:16:16", False),
+        ("vgg:11", False),
+    ],
 )
 def test_a_network_is_the_published_one_under_each_of_its_addresses(model: str, same: bool) -> None:
     a = runs(("none", "batch", "group"), model=model, data="folder:imagenet")

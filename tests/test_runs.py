@@ -1,10 +1,9 @@
-"""A run's folder: F03, F04, F05, F17, F29, F31, rows 57 and 123."""
+"""A run's folder: F03, F04, F05, F18, F29, F31, rows 57 and 123."""
 
 import errno
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
 
@@ -52,10 +51,35 @@ def test_creation_killed_at_any_file_can_be_repeated(tmp_path, monkeypatch):
     for k in (1, 2):
         root = tmp_path / str(k)
         with monkeypatch.context() as patch:
-            patch.setattr(runs, "os", KilledOs("replace", at=k))
+            patch.setattr(runs, "os", KilledOs("link", at=k))
             with pytest.raises(Killed):
                 Run.create(root, EXPERIMENT)
         assert Run.create(root, EXPERIMENT).status["state"] == "new"
+
+
+def test_creation_does_not_replace_the_status_another_process_has_set(tmp_path, monkeypatch):
+    """F18"""
+    other, touch = [], type(tmp_path).touch
+
+    def creates_it_too(path, *args, **options):
+        touch(path, *args, **options)
+        if not other:
+            other.append(None)
+            Run.create(tmp_path, EXPERIMENT).set_status("running")
+
+    monkeypatch.setattr(type(tmp_path), "touch", creates_it_too)
+    assert Run.create(tmp_path, EXPERIMENT).status["state"] == "running"
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
+def test_run_is_made_where_files_have_one_name_only(tmp_path, monkeypatch, code):
+    def refuse(old, new):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(runs.os, "link", refuse)
+    run = Run.create(tmp_path, EXPERIMENT)
+    assert run.status["state"] == "new"
+    assert not list(run.path.glob(".tmp*"))
 
 
 def test_folder_of_another_experiment_is_refused(run):
@@ -256,68 +280,6 @@ def test_unknown_state_is_refused(run):
     (run.path / "status.json").write_text('{"state": "done"}')
     with pytest.raises(RunError, match=r"status\.json: state 'done', expected one of new, running"):
         _ = run.status
-
-
-HOLDER = """
-import pathlib, sys, time
-from normlab.lab.runs import Run
-with Run.open(pathlib.Path(sys.argv[1])).lock():
-    print("locked", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_second_process_is_refused_until_the_first_is_gone(run):
-    """F17"""
-    child = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(run.path)], stdout=subprocess.PIPE, text=True
-    )
-    with child:
-        assert child.stdout.readline() == "locked\n"
-        refused = rf"is in use by process {child.pid} on {os.uname().nodename}; wait for it"
-        with pytest.raises(RunError, match=refused), run.lock():
-            pass
-        child.send_signal(signal.SIGKILL)
-    taken = rf"process {child.pid} on {os.uname().nodename} was killed; taking the run over"
-    with pytest.warns(UserWarning, match=taken), run.lock():
-        pass
-    with run.lock():
-        pass
-
-
-def test_lock_is_refused_twice_in_one_process(run):
-    refused = f"in use by process {os.getpid()}"
-    with run.lock(), pytest.raises(RunError, match=refused), Run.open(run.path).lock():
-        pass
-
-
-def test_lock_is_freed_by_an_error(run):
-    with pytest.raises(KeyError), run.lock():
-        raise KeyError
-    with run.lock():
-        pass
-
-
-def test_lock_from_before_a_restart_is_taken_over(run):
-    """F17"""
-    (run.path / "lock").write_text('{"pid": 1, "host": "here", "boot": "earlier"}')
-    with (
-        pytest.warns(UserWarning, match="process 1 on here, before its last restart, was"),
-        run.lock(),
-    ):
-        pass
-    (run.path / "lock").write_text("[]")
-    with pytest.warns(UserWarning, match="another process was killed"), run.lock():
-        pass
-
-
-def test_lock_is_not_written_through_a_link(run, tmp_path):
-    """S18"""
-    (tmp_path / "precious").write_text("data")
-    (run.path / "lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(RunError, match="lock: cannot be opened"), run.lock():
-        pass
-    assert (tmp_path / "precious").read_text() == "data"
 
 
 def test_damaged_runs_are_listed_and_the_others_found(tmp_path):

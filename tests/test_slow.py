@@ -9,6 +9,7 @@ from torch import nn
 import normlab.nn
 from normlab import norm
 from normlab.lab import analysis
+from normlab.lab.compute import Compute
 from normlab.lab.experiment import Experiment
 from normlab.lab.sweep import run_all
 
@@ -43,7 +44,7 @@ def test_n29_generated_code_trains_as_eager_mode_does(dynamic):
 def test_embedded_data_show_the_small_batch(tmp_path):
     base = Experiment(norm="batch")
     experiments = [base.replace(norm_batch_size=size) for size in (2, None)]
-    runs, _ = run_all(experiments, tmp_path, device="cpu")
+    runs = run_all(experiments, tmp_path, compute=Compute(device="cpu")).runs
     small, large = (analysis.read(run) for run in runs)
     assert small.error > large.error + 5  # points; seeds differ by 3 at 2 and by 1 at 32
     assert small.train_error < large.error  # it learns: statistics, not optimization

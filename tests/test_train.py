@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from normlab.lab import checkpoint, models, train
+from normlab.lab.compute import Compute
 from normlab.lab.experiment import Experiment
 from normlab.lab.runs import Run
 from normlab.lab.tasks import classification
@@ -21,12 +22,12 @@ FORGETFUL = Experiment(
     augment="crop_flip", num_train=96, num_validation=40, batch_size=16, epochs=3, image_size=16,
 )  # fmt: skip
 TINY = Experiment(data="digits", num_train=64, num_validation=32, batch_size=16, epochs=2)
-CPU = torch.device("cpu")
+ON_CPU = Compute(device="cpu")
 
 
 def trained(root: Path, experiment: Experiment, report=None) -> Run:
     run = Run.create(root, experiment)
-    train.train(run, device=CPU, report=report)
+    train.train(run, compute=ON_CPU, report=report)
     return run
 
 
@@ -62,13 +63,13 @@ def uninterrupted(tmp_path_factory) -> Run:
 def test_interrupted_run_ends_with_the_same_bits(tmp_path, uninterrupted, step):
     run = trained(tmp_path, FORGETFUL, signal_at(step))
     assert run.status["state"] == "interrupted"
-    assert train.train(run, device=CPU) == "finished"
+    assert train.train(run, compute=ON_CPU) == "finished"
     assert_same(run, uninterrupted)
 
 
 def test_run_interrupted_at_every_step_ends_with_the_same_bits(tmp_path, uninterrupted):
     run = Run.create(tmp_path, FORGETFUL)
-    while train.train(run, device=CPU, report=signal_at(*range(20))) != "finished":
+    while train.train(run, compute=ON_CPU, report=signal_at(*range(20))) != "finished":
         pass
     assert_same(run, uninterrupted)
 
@@ -90,7 +91,7 @@ trained(Path({str(tmp_path)!r}), FORGETFUL, kill)
     assert child.returncode == -signal.SIGKILL, child.stderr.decode()
     run = Run.create(tmp_path, FORGETFUL)
     with pytest.warns(UserWarning, match="was killed; taking the run over"):
-        assert train.train(run, device=CPU) == "finished"
+        assert train.train(run, compute=ON_CPU) == "finished"
     assert_same(run, uninterrupted)
 
 
@@ -111,16 +112,16 @@ def test_second_interrupt_stops_at_once(tmp_path):
 
     run = Run.create(tmp_path, TINY)
     with pytest.raises(KeyboardInterrupt):
-        train.train(run, device=CPU, report=twice)
+        train.train(run, compute=ON_CPU, report=twice)
     assert run.status["state"] == "interrupted"
-    assert train.train(run, device=CPU) == "finished"
+    assert train.train(run, compute=ON_CPU) == "finished"
 
 
 def test_finished_run_is_left_alone(tmp_path):
     run = trained(tmp_path, TINY)
     before = without_seconds(run)
     calls = []
-    assert train.train(run, device=CPU, report=calls.append) == "finished"
+    assert train.train(run, compute=ON_CPU, report=calls.append) == "finished"
     assert not calls
     assert without_seconds(run) == before
 
@@ -133,7 +134,7 @@ def test_resuming_with_other_threads_is_said(tmp_path):
         with pytest.warns(
             UserWarning, match=r"threads was \d+, is \d+.*not be the same to the bit"
         ):
-            train.train(run, device=CPU)
+            train.train(run, compute=ON_CPU)
     finally:
         torch.set_num_threads(before)
 
@@ -272,7 +273,7 @@ def test_run_stops_where_it_diverges_and_keeps_the_good_state(
 def test_failure_is_recorded_and_raised(tmp_path):
     run = Run.create(tmp_path, TINY.replace(batch_size=128))
     with pytest.raises(ValueError, match="64 training images do not fill one batch of 128"):
-        train.train(run, device=CPU)
+        train.train(run, compute=ON_CPU)
     assert run.status["state"] == "failed"
     assert "choose a batch_size of at most 64" in run.status["cause"]
 

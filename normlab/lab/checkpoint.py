@@ -30,7 +30,7 @@ from normlab.lab.weights import (
 )
 
 FORMAT = 1
-__all__ = ["CheckpointError", "load", "load_weights", "read_weights", "save", "verify"]
+__all__ = ["CheckpointError", "is_empty", "load", "load_weights", "read_weights", "save", "verify"]
 
 _PAYLOAD = ("tensors.safetensors", "state.json")
 _MANIFEST = "manifest.json"
@@ -74,6 +74,7 @@ def save(
         _remove_leftovers(folder)
         target, same = _name_for(folder, step, contents[_MANIFEST])
         if same:
+            _sync_directory(folder)  # a process that was killed may have renamed and not synced
             return target
         os.mkdir(temporary)
         for name, data in contents.items():
@@ -118,6 +119,11 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], Path]:
             break
     found = "; ".join(problems) or "there is none"
     raise CheckpointError(f"{folder}: no usable checkpoint: {found}. Train again from the start")
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether there is no checkpoint, not even a damaged one; what kills have left is none."""
+    return not folder.exists() or not _checkpoints(folder)
 
 
 def verify(folder: Path) -> list[tuple[Path, str | None]]:

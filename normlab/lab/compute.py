@@ -5,6 +5,8 @@ Imports neither torch nor data: the command line builds its flags from these fie
 
 from dataclasses import dataclass
 
+TRACKERS = ("tensorboard", "trackio", "wandb")
+
 
 class ComputeError(ValueError):
     """A way of computing that is not possible here; says what is."""
@@ -33,12 +35,19 @@ class Compute:
     """Keep channels next to each other in memory."""
     compile: bool = False
     """Let torch.compile generate code for the network."""
+    track: tuple[str, ...] = ()
+    """Trackers told about every epoch, besides the run's own files: tensorboard, trackio, wandb."""
+    allow_change: tuple[str, ...] = ()
+    """Conditions that may be others when a run goes on: torch, device, processes, images."""
 
     def __post_init__(self) -> None:
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ComputeError(f"{name} must be {low} to {high}, got {value}")
+        unknown = [name for name in self.track if name not in TRACKERS]
+        if unknown:
+            raise ComputeError(f"no tracker {unknown[0]!r}; there are {', '.join(TRACKERS)}")
 
 
 _RANGES = {

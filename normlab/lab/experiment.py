@@ -34,7 +34,8 @@ class Experiment:
     """
 
     data: str = "relit_digits"
-    """Images: relit_digits, digits, mnist, cifar10, …, folder:PATH, hdf5:FILE or npz:FILE."""
+    """Images: relit_digits, digits, mnist, cifar10, …, folder:PATH, imagenet:PATH, csv:FILE,
+    webdataset:PATH, hdf5:FILE or npz:FILE."""
     model: str = "cifar_resnet:8"
     """Network: cifar_resnet:N, convnet, or any classifier torchvision:NAME."""
     norm: str = "group"
@@ -84,8 +85,8 @@ class Experiment:
     augment: Literal["none", "crop", "crop_flip", "resized_crop", "imagenet"] = "none"
     """Training images: as they are; cropped at random after padding by 1/8; mirrored, too; a part
     of 8 to 100 % resized to the whole and mirrored; and with other colours, too."""
-    order: Literal["class"] | None = None
-    """Batches of one class each, where that is asked for; None: drawn without regard to classes."""
+    order: Literal["class", "domain"] | None = None
+    """Batches of one class or one domain each; None: drawn without regard to them."""
     image_size: int | None = None
     """Height and width in pixels that images are resized to; None: as stored."""
     validation: float = 0.2
@@ -109,6 +110,9 @@ class Experiment:
     probe: str | None = None
     """Layers to record: a glob of names, several with commas, `features` for the pooled features;
     None: none."""
+    shift: Literal["none", "noise", "blur", "contrast", "dark", "all"] | None = None
+    """Judge the trained network on images so changed, too, with the statistics of 1 to 10,000 of
+    them; none: of training images as they are. None: do not."""
     seed: int = 0
     """Initial weights, order of images and augmentation."""
 

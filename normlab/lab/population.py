@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normlab.lab import evaluate
+from normlab.lab.data.batches import fetch
 from normlab.lab.data.dataset import Dataset
+from normlab.lab.domains import has_domains
 from normlab.lab.tasks import classification
 from normlab.lab.tasks.classification import Input
 from normlab.layer import Norm
@@ -38,7 +40,7 @@ def errors(
     regard to classes; a last smaller one is left out. None where there are none: a population that
     is not finite, or fewer images than a batch. The model is left as it was.
     """
-    if not _batch_norms(model):
+    if not batch_norms(model) or has_domains(model):
         return {}
     twin, population = copy.deepcopy(model), None
     try:
@@ -50,7 +52,7 @@ def errors(
     return {"population": population, "batch": batch}
 
 
-def _batch_norms(model: nn.Module) -> list[nn.Module]:
+def batch_norms(model: nn.Module) -> list[nn.Module]:
     """Norms that normalize by the batch in training, and by running statistics after."""
     return [
         m
@@ -67,7 +69,7 @@ def _under_batches(
 ) -> float | None:
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     wrong = seen = 0
-    with in_evaluation(model, but=_batch_norms(model)):
+    with in_evaluation(model, but=batch_norms(model)):
         for at in order.split(batch_size):
             if len(at) == batch_size:
                 logits = model(input.prepare(images.images[at], device))
@@ -80,10 +82,11 @@ class _Images:
     """Training images in batches, as often as they are asked for; spread over all of them."""
 
     def __init__(self, images: Dataset, input: Input, device: torch.device) -> None:
-        self._images, self._input, self._device = images.images, input, device
+        self._images, self._input, self._device = images, input, device
         count = min(len(images), MOST_IMAGES)
         self._chosen = torch.linspace(0, len(images) - 1, count).round().long()
 
     def __iter__(self) -> Iterator[Tensor]:
         for at in self._chosen.split(_TOGETHER):
-            yield self._input.prepare(self._images[at], self._device)
+            batch = fetch(self._images, at, skip_bad=True)
+            yield self._input.prepare(batch.images, self._device)

@@ -9,6 +9,7 @@ from torch import Tensor
 from normlab.lab import evaluate
 from normlab.lab.data import folder, pixels
 from normlab.lab.data.dataset import DataError
+from normlab.lab.data.views import PLACES
 from normlab.lab.runs import Run
 from normlab.lab.tasks.classification import Input
 
@@ -69,11 +70,9 @@ class _Pictures:
 
     def __getitem__(self, indices: Tensor) -> Tensor:
         channels, height, width = self._input.shape
-        decoded = torch.stack([folder.decode(self._files[i], height) for i in indices.tolist()])
-        if height != width:
-            decoded = torch.nn.functional.interpolate(
-                decoded.float(), (height, width), mode="bilinear", antialias=True
-            ).to(torch.uint8)
+        place = PLACES[self._input.view]
+        files = [self._files[i] for i in indices.tolist()]
+        decoded = torch.stack([folder.decode(file, (height, width), place) for file in files])
         if channels == 1:  # ITU-R 601 luma, as Pillow converts
             luma = torch.tensor([0.299, 0.587, 0.114]).reshape(1, 3, 1, 1)
             decoded = (decoded * luma).sum(1, keepdim=True).round().to(torch.uint8)

@@ -46,8 +46,10 @@ class Published:
         columns: what the values of a row are, with their units.
         setting: what a reader has to know to compare.
         data: a word that the address of the same data has; "" fits none of ours.
-        model: the same of the network, or its whole address; several with spaces between.
-        epochs, batch_size: of its training; None: not said, or several.
+        model: a word that the address of the same network has, or that address; several with spaces
+            between.
+        epochs, batch_size: of its training, all workers together; None: not said, or several.
+        image_size: height and width in pixels; None: as stored.
         numbers: none where only curves were published.
         second_hand: the whole of it.
         measures: what of ours it is set beside: error, time, or nothing (count).
@@ -63,6 +65,7 @@ class Published:
     model: str = ""
     epochs: int | None = None
     batch_size: int | None = None
+    image_size: int | None = None
     second_hand: bool = False
     measures: str = "error"
 
@@ -81,8 +84,15 @@ _IMAGENET = (
     "ImageNet, 8 workers, 100 epochs, SGD momentum 0.9, learning rate 0.1 for 32 images a worker, "
     "divided by 10 at 30, 60, 90; median of the last 5 epochs"
 )
-_RESNET50 = {"source": "gn", "columns": _ERROR, "data": "imagenet", "model": "resnet50"}
-_RESNET50 |= {"setting": f"ResNet-50, {_IMAGENET}"}
+_RESNET50 = {
+    "source": "gn",
+    "columns": _ERROR,
+    "setting": f"ResNet-50, {_IMAGENET}",
+    "data": "imagenet",
+    "model": "resnet:50 torchvision:resnet50 timm:resnet50",
+    "image_size": 224,
+    "epochs": 100,
+}
 _COCO = {"source": "gn", "columns": _AP, "data": "coco", "model": "mask_rcnn"}
 _GROUPS = {64: 24.6, 32: 24.1, 16: 24.6, 8: 24.4, 4: 24.6, 2: 24.7, 1: 25.3}
 _SIZES = {64: 24.4, 32: 24.5, 16: 24.2, 8: 24.3, 4: 24.8, 2: 25.6, 1: 28.4}
@@ -92,21 +102,19 @@ PUBLISHED: tuple[Published, ...] = (
         id="gn-table1",
         title="Norms at 32 images a worker",
         **_RESNET50,  # type: ignore[arg-type]
-        epochs=100,
-        batch_size=32,
+        batch_size=256,
         numbers=(
             Number("batch norm", (23.6,), "batch", 32),
             Number("layer norm", (25.3,), "layer", 32),
             Number("instance norm", (28.4,), "instance", 32),
             Number("group norm", (24.1,), "group", 32),
-            Number("weight norm", (28.2,)),
+            Number("weight norm", (28.2,), "none+wn", 32),
         ),
     ),
     Published(
         id="gn-table2",
         title="Batch norm and group norm by images a worker",
         **_RESNET50,  # type: ignore[arg-type]
-        epochs=100,
         numbers=(
             *_sweep("batch", "batch norm", {32: 23.6, 16: 23.7, 8: 24.8, 4: 27.3, 2: 34.7}),
             *_sweep("group", "group norm", {32: 24.1, 16: 24.2, 8: 24.0, 4: 24.2, 2: 24.1}),
@@ -116,8 +124,7 @@ PUBLISHED: tuple[Published, ...] = (
         id="gn-renorm",
         title="Batch renormalization at 4 images a worker",
         **_RESNET50,  # type: ignore[arg-type]
-        epochs=100,
-        batch_size=4,
+        batch_size=32,
         numbers=(
             Number("batch renorm, r_max 1.5, d_max 0.5", (26.3,), "batch_renorm", 4),
             Number("batch norm", (27.3,), "batch", 4),
@@ -128,8 +135,7 @@ PUBLISHED: tuple[Published, ...] = (
         id="gn-table3a",
         title="Group norm by number of groups",
         **_RESNET50,  # type: ignore[arg-type]
-        epochs=100,
-        batch_size=32,
+        batch_size=256,
         numbers=tuple(
             Number(f"{g} groups" if g > 1 else "1 group (layer norm)", (v,), f"group:{g}", 32)
             for g, v in _GROUPS.items()
@@ -139,8 +145,7 @@ PUBLISHED: tuple[Published, ...] = (
         id="gn-table3b",
         title="Group norm by channels per group",
         **_RESNET50,  # type: ignore[arg-type]
-        epochs=100,
-        batch_size=32,
+        batch_size=256,
         numbers=tuple(
             Number(
                 f"{c} channels" if c > 1 else "1 channel (instance norm)",
@@ -158,7 +163,8 @@ PUBLISHED: tuple[Published, ...] = (
         columns=_ERROR,
         setting=f"ResNet-101, {_IMAGENET}",
         data="imagenet",
-        model="resnet101",
+        model="resnet:101 torchvision:resnet101 timm:resnet101",
+        image_size=224,
         epochs=100,
         numbers=(
             *_sweep("batch", "batch norm", {32: 22.0, 2: 31.9}),
@@ -171,10 +177,11 @@ PUBLISHED: tuple[Published, ...] = (
         source="gn",
         columns=_ERROR,
         setting="VGG-16 on ImageNet, a norm after every convolution or none; percentiles 1, 20, "
-        "80, 99 of the last convolution's output before norm and ReLU, over epochs; three large "
-        "linear layers, where our vgg:16 has one",
+        "80, 99 of the last convolution's output before norm and ReLU, over epochs",
         data="imagenet",
-        model="vgg16 vgg:16",
+        model="vgg:16:64:4096 torchvision:vgg16_bn",
+        epochs=100,
+        image_size=224,
         numbers=(
             Number("no norm", (29.2,), "none"),
             Number("batch norm", (28.0,), "batch"),

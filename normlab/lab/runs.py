@@ -6,6 +6,8 @@
     metrics.jsonl      one event per line
     checkpoints/       see checkpoint.py
     lock               held by the process that trains
+    claim              held by the sweep that has it trained
+    tensorboard/       events, see tracking.py
 
 Does not import torch, so that reports start quickly.
 """
@@ -15,22 +17,20 @@ import dataclasses
 import json
 import math
 import os
-import platform
 import re
 import secrets
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from normlab.lab import tensorboard
 from normlab.lab.environment import describe_environment, presentable
 from normlab.lab.experiment import Experiment, ExperimentError, from_mapping
+from normlab.lab.run_lock import RunError, RunInUse, locked, name_of, own_name
 
-__all__ = ["STATES", "Run", "RunError", "describe_environment", "find"]
+__all__ = ["STATES", "Run", "RunError", "RunInUse", "describe_environment", "find"]
 
 STATES = ("new", "running", "finished", "interrupted", "diverged", "failed")
 
@@ -39,16 +39,19 @@ _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}")
 _MAX_JSON = 50 * 2**20  # bytes
 
 
-class RunError(ValueError):
-    """A run's folder that cannot be made, read or written; names the file."""
-
-
 @dataclass(frozen=True)
 class Run:
-    """One experiment and the folder with everything it produced."""
+    """One experiment and the folder with everything it produced.
+
+    Args:
+        followers: called with every event that is logged, after it is written.
+    """
 
     path: Path
     experiment: Experiment
+    followers: list[Callable[[Mapping[str, Any]], None]] = field(
+        default_factory=list, compare=False, repr=False
+    )
 
     @classmethod
     def create(cls, root: Path, experiment: Experiment) -> "Run":
@@ -60,7 +63,7 @@ class Run:
         run = cls(root / experiment.name, experiment)
         try:
             (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            if (run.path / "experiment.json").exists():
+            if run.is_there():
                 return run._checked_against_folder()
             others = sorted(p.name for p in run.path.iterdir() if not _is_ours(p.name))
             if others:
@@ -70,8 +73,13 @@ class Run:
             (run.path / "metrics.jsonl").touch()
         except OSError as error:
             raise RunError(f"{run.path}: cannot be made: {error.strerror}") from error
-        run.set_status("new")
-        _write_json(run.path / "experiment.json", dataclasses.asdict(experiment))
+        try:
+            # another process may be as far, and start to train: its status is not to be replaced
+            _write_json(run.path / "status.json", _status("new"), keep=True)
+            _write_json(run.path / "experiment.json", dataclasses.asdict(experiment), keep=True)
+        except RunError:
+            if not run.is_there():  # or its `lock` swept up our files
+                raise
         return run
 
     @classmethod
@@ -89,18 +97,22 @@ class Run:
         except ExperimentError as error:
             raise RunError(f"{error}; the file was changed after the run was made") from None
 
+    def is_there(self) -> bool:
+        """Whether its folder is complete."""
+        return (self.path / "experiment.json").exists()
+
     def log(self, event: str, **fields: Any) -> None:
         """Append an event; numbers that are not finite become null, secrets are masked."""
-        (written,) = self.log_all(event, [fields])
-        if self._scalars:
-            self._scalars(written)
+        self.log_all(event, [fields])
 
-    def log_all(self, event: str, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def log_all(self, event: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append an event for each row, at once, since each append waits for the disk."""
         written = [presentable({"event": event, **fields}) for fields in rows]
         lines = "".join(json.dumps(each, allow_nan=False) + "\n" for each in written)
         _append(self._metrics, lines.encode())
-        return written
+        for follow in self.followers:
+            for each in written:
+                follow(each)
 
     def events(self) -> list[dict[str, Any]]:
         """All events in their order; a half-written last line is left out with a warning.
@@ -157,9 +169,7 @@ class Run:
         """Replace the status."""
         if state not in STATES:
             raise RunError(f"state {state!r} is not possible; there are {', '.join(STATES)}")
-        updated = datetime.now(UTC).isoformat(timespec="seconds")
-        status = presentable({"state": state, **fields, "updated": updated})
-        _write_json(self.path / "status.json", status)
+        _write_json(self.path / "status.json", _status(state, **fields))
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -169,17 +179,17 @@ class Run:
         so it is never stale and two takers cannot both win. The text in it only names the holder.
 
         Raises:
-            RunError: another process holds it.
+            RunInUse: another process holds it.
         """
-        import fcntl
-
-        path = self.path / "lock"
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        except OSError as error:
-            raise RunError(f"{path}: cannot be opened: {error.strerror}") from error
-        try:
-            self._take(descriptor, path)
+        with locked(self.path, "lock") as descriptor:
+            previous = os.pread(descriptor, 4096, 0)
+            if previous:
+                warnings.warn(
+                    f"{self.path}: {name_of(previous)} was killed; taking the run over",
+                    stacklevel=3,
+                )
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, own_name(), 0)
             for leftover in self.path.iterdir():
                 if _TEMPORARY.fullmatch(leftover.name):
                     leftover.unlink()
@@ -187,32 +197,24 @@ class Run:
                 yield
             finally:
                 os.ftruncate(descriptor, 0)
-                fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough: children share it
-        finally:
-            os.close(descriptor)
 
-    def _take(self, descriptor: int, path: Path) -> None:
-        import fcntl
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[None]:
+        """Keep other sweeps from having this run trained, and from removing it.
 
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(
-                f"{self.path} is in use by {_holder(os.pread(descriptor, 4096, 0))}; "
-                "wait for it or stop it"
-            ) from None
-        except OSError as error:
-            raise RunError(
-                f"{path}: this file system has no locks ({error.strerror}); use a local folder"
-            ) from error
-        previous = os.pread(descriptor, 4096, 0)
-        if previous:
-            warnings.warn(
-                f"{self.path}: {_holder(previous)} was killed; taking the run over", stacklevel=4
-            )
-        os.ftruncate(descriptor, 0)
-        me = {"pid": os.getpid(), "host": platform.node(), "boot": _boot_id()}
-        os.pwrite(descriptor, json.dumps(me).encode(), 0)
+        A lock like `lock`, but of the process that drives a sweep, so that it can look at the state
+        and start or pass over the run before another one looks.
+
+        Raises:
+            RunInUse: another sweep has it, or a process trains it.
+        """
+        with locked(self.path, "claim"):
+            with locked(self.path, "lock"):
+                pass
+            yield
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Run, (self.path, self.experiment)  # followers stay in their process
 
     def _checked_against_folder(self) -> "Run":
         there = Run.open(self.path).experiment
@@ -225,10 +227,6 @@ class Run:
     @property
     def _metrics(self) -> Path:
         return self.path / "metrics.jsonl"
-
-    @cached_property
-    def _scalars(self) -> Callable[[Mapping[str, Any]], None] | None:
-        return tensorboard.writer(self.path / "tensorboard")
 
 
 def find(root: Path) -> tuple[list[Run], list[tuple[Path, str]]]:
@@ -258,23 +256,8 @@ def find(root: Path) -> tuple[list[Run], list[tuple[Path, str]]]:
     return runs, damaged
 
 
-def _boot_id() -> str:
-    with contextlib.suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return ""
-
-
-def _holder(data: bytes) -> str:
-    try:
-        holder = json.loads(data)
-        name = f"process {holder['pid']} on {holder['host']}"
-        return name if holder["boot"] == _boot_id() else f"{name}, before its last restart,"
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return "another process"
-
-
 def _is_ours(name: str) -> bool:
-    return name in _FILES or name == "lock" or _TEMPORARY.fullmatch(name) is not None
+    return name in {*_FILES, "lock", "claim", "tensorboard"} or bool(_TEMPORARY.fullmatch(name))
 
 
 def _read(path: Path) -> bytes:
@@ -352,22 +335,45 @@ def _end_of_lines(descriptor: int) -> int:
     return os.pread(descriptor, size, 0).rfind(b"\n") + 1
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    _replace(path, json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
+def _status(state: str, **fields: Any) -> dict[str, Any]:
+    updated = datetime.now(UTC).isoformat(timespec="seconds")
+    return presentable({"state": state, **fields, "updated": updated})
 
 
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a kill, sees the old one or the new one."""
+def _write_json(path: Path, value: Mapping[str, Any], *, keep: bool = False) -> None:
+    _replace(path, json.dumps(value, indent=1, allow_nan=False).encode() + b"\n", keep=keep)
+
+
+def _replace(path: Path, data: bytes, *, keep: bool = False) -> None:
+    """Write a file so that a reader, or a kill, sees the old one or the new one.
+
+    Args:
+        keep: leave a file alone that is there, even if another process makes it right now.
+    """
     temporary = path.parent / f".tmp-{secrets.token_hex(8)}"
     try:
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if keep and _linked(temporary, path):
+            temporary.unlink()
+        else:
+            os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise RunError(
             f"{path}: {len(data)} bytes were not written: {error.strerror}; the old file is intact"
         ) from error
+
+
+def _linked(temporary: Path, path: Path) -> bool:
+    """Give a file a second name unless that exists; False where the file system has no links."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:
+        return path.exists()
+    return True

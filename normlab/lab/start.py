@@ -6,13 +6,15 @@ import torch
 from torch import nn
 
 from normlab import surgery
-from normlab.lab import checkpoint, evaluate, models
+from normlab.lab import checkpoint, domains, evaluate, models
 from normlab.lab.data.dataset import Dataset
 from normlab.lab.experiment import Experiment, ExperimentError
 from normlab.lab.norm_names import parts
 from normlab.lab.runs import Run
 from normlab.lab.tasks.classification import Input
 from normlab.lab.weights import load_weights
+
+_CENTRED = ("resized_crop", "imagenet")  # augmentation by parts of a picture, seen larger
 
 
 def network(e: Experiment, images: Dataset) -> tuple[nn.Module, Input]:
@@ -33,9 +35,10 @@ def network(e: Experiment, images: Dataset) -> tuple[nn.Module, Input]:
         norm_batch_size=e.norm_batch_size,
         zero_init=e.zero_init,
     )
+    domains.begin(model)
     if e.weights is not None:
         load_weights(model, checkpoint.read_weights(Path(e.weights)), e.weights)
-    return model, Input.of(images)
+    return model, Input.of(images, view_of(e))
 
 
 def _converted(e: Experiment, images: Dataset) -> tuple[nn.Module, Input]:
@@ -57,6 +60,11 @@ def _converted(e: Experiment, images: Dataset) -> tuple[nn.Module, Input]:
             f"of norm {e.norm!r} by {weights or 'nothing'}; only the norms of layers are converted"
         )
     return surgery.convert(model, layer, keep=e.keep, strength=e.strength), input
+
+
+def view_of(e: Experiment) -> str:
+    """What is seen of pictures that are larger than the network's input, when it is judged."""
+    return "centre" if e.augment in _CENTRED else "whole"
 
 
 def strength(e: Experiment, progress: float) -> float | None:

@@ -1,27 +1,27 @@
-"""Run the experiments of a sweep side by side, each in a process of its own.
+"""Run the experiments of a sweep side by side, and say what has become of them.
 
 What is finished stays finished: a sweep that was interrupted, or grew, runs only what is missing.
+Several sweeps may run in one folder at once; each run is trained by one of them.
 """
 
-import multiprocessing
-import os
-import signal
-import sys
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from normlab.lab.compute import Compute
 from normlab.lab.experiment import Experiment, ExperimentError
 from normlab.lab.interrupt import Interrupt
 from normlab.lab.norm_names import parts
-from normlab.lab.runs import Run
+from normlab.lab.pool import IN_USE, TASK, Crew, End, Pool
+from normlab.lab.runs import Run, RunError, RunInUse
+from normlab.lab.schedule import Schedule
 
 ENDED = ("finished", "diverged")  # another try would end in the same way
-REPORT_SECONDS = 0.2  # at least, between two messages of a worker about its progress
+LOOK_SECONDS = 0.5  # between looks at runs that other processes have
 
 
 @dataclass
@@ -31,13 +31,17 @@ class Activity:
     Args:
         experiments: all of them, in order.
         states: of those that have ended in this call or before, by id.
+        causes: why some of those failed, by id.
         running: progress of those at work, by id; None until the first step.
+        elsewhere: ids of those that other processes have.
         stopping: whether an interrupt is being obeyed.
     """
 
     experiments: tuple[Experiment, ...]
     states: dict[str, str] = field(default_factory=dict)
+    causes: dict[str, str] = field(default_factory=dict)
     running: dict[str, Any] = field(default_factory=dict)
+    elsewhere: set[str] = field(default_factory=set)
     stopping: bool = False
 
     @property
@@ -45,6 +49,27 @@ class Activity:
         """Runs that have ended, with the fractions of those at work."""
         fractions = (p.step / p.num_steps for p in self.running.values() if p is not None)
         return len(self.states) + sum(fractions)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What has become of a sweep.
+
+    Args:
+        runs: those with a folder, in order.
+        activity: the states of all, and the causes of failures.
+        signal: what stopped it early; None: nothing.
+        failed_before: ids of those that had failed in an earlier call and were left alone.
+    """
+
+    runs: list[Run]
+    activity: Activity
+    signal: int | None
+    failed_before: frozenset[str]
+
+    def count(self, state: str) -> int:
+        """How many runs are in a state."""
+        return list(self.activity.states.values()).count(state)
 
 
 def canonical(experiments: Iterable[Experiment]) -> tuple[Experiment, ...]:
@@ -63,190 +88,159 @@ def run_all(
     experiments: Iterable[Experiment],
     root: Path,
     *,
-    jobs: int | None = None,
-    device: str | None = None,
+    compute: Compute = Compute(),  # noqa: B008
+    schedule: Schedule = Schedule(),  # noqa: B008
+    task: str = TASK,
+    crew: Callable[[int], Crew] | None = None,
     watch: Callable[[Activity], None] = lambda activity: None,
-) -> tuple[list[Run], int | None]:
-    """Run what has not ended yet, and return all runs and the signal that stopped them early.
+) -> Outcome:
+    """Run what has not ended yet, and say what has become of everything.
 
-    A run that fails is recorded in its folder and does not stop the others. The first Ctrl-C lets
-    every run write a checkpoint; a second one ends them at once.
+    A run that fails is recorded in its folder and does not stop the others; it is tried again only
+    if the schedule says so. A run that another process has is waited for and taken from its folder.
+    The first Ctrl-C lets every run write a checkpoint; a second one ends them at once.
 
     Args:
         root: the folder of the runs.
-        jobs: processes side by side; None: one per core, or per GPU.
-        device: where runs compute, as in "cpu" or "cuda:0"; None: a GPU each if there are any.
-
-    Raises:
-        RunError: a folder that cannot be used.
+        compute: how each of them is computed.
+        schedule: how many at once, and for how long one may be silent; its `on` and `part` are for
+            the caller.
+        task: what trains a run, as module:function, called as train is.
+        crew: makes, for a number of runs, who trains them; None: processes of this machine.
     """
-    experiments = canonical(experiments)
-    runs = [Run.create(root, e) for e in experiments]
-    activity = Activity(experiments)
-    todo: deque[Run] = deque()
-    for run in runs:
-        state = run.status["state"]
-        if state in ENDED:
-            activity.states[run.experiment.id] = state
-        else:
-            todo.append(run)
-    watch(activity)
-    if not todo:
-        return runs, None
+    drive = _Drive(canonical(experiments), root, schedule, watch)
+    watch(drive.activity)
+    if not drive.todo:
+        return drive.outcome(None, root)
     with Interrupt() as interrupt:
-        devices = _devices(device)
-        jobs = jobs or (len(devices) if devices[0] != "cpu" else _cores())
-        pool = [_Worker(devices[i % len(devices)]) for i in range(min(jobs, len(todo)))]
+        number = len(drive.todo)
+        made = crew(number) if crew else _pool(number, compute, schedule, task)
         try:
-            _feed(pool, todo, activity, interrupt, watch)
+            drive.run(made, interrupt)
         finally:
-            for worker in pool:
-                worker.stop()
-        return runs, interrupt.signal
+            made.stop()
+    return drive.outcome(interrupt.signal, root)
 
 
-def _feed(
-    pool: list["_Worker"],
-    todo: deque[Run],
-    activity: Activity,
-    interrupt: Interrupt,
-    watch: Callable[[Activity], None],
-) -> None:
-    """Keep the workers busy until nothing is left, or until they have stopped for an interrupt."""
-    while True:
-        if interrupt.signal is not None and not activity.stopping:
-            activity.stopping = True
-            todo.clear()
-            for worker in pool:
-                worker.interrupt()
-        for worker in pool:
-            if worker.run is None and todo:
-                worker.start(todo.popleft())
-                activity.running[worker.run_id] = None
-        busy = {worker.connection: worker for worker in pool if worker.run is not None}
-        if not busy:
-            return
-        watch(activity)
-        for connection in wait(list(busy), timeout=0.5):
-            worker = busy[connection]  # type: ignore[index]
-            run_id = worker.run_id
-            message = worker.receive()
-            if isinstance(message, str):
-                activity.running.pop(run_id)
-                activity.states[run_id] = message
+def _pool(number: int, compute: Compute, schedule: Schedule, task: str) -> Pool:
+    return Pool(compute, number, jobs=schedule.jobs, task=task, run_timeout=schedule.run_timeout)
+
+
+class _Drive:
+    """A sweep on its way: what is to do, what is claimed, what other processes have."""
+
+    def __init__(
+        self,
+        experiments: tuple[Experiment, ...],
+        root: Path,
+        schedule: Schedule,
+        watch: Callable[[Activity], None],
+    ) -> None:
+        self.activity, self.watch = Activity(experiments), watch
+        self.todo: deque[Run] = deque()
+        self._held: list[Run] = []  # by other processes
+        self._looked = time.monotonic()
+        self._claims: dict[str, contextlib.ExitStack] = {}
+        self._retried: set[str] = set()
+        for experiment in experiments:
+            run = Run(root / experiment.name, experiment)
+            try:
+                if run.is_there() and self._is_over(Run.create(root, experiment), schedule):
+                    continue
+            except RunError as error:
+                self._ended(experiment.id, End("failed", str(error)))
             else:
-                activity.running[run_id] = message
-        watch(activity)
+                self.todo.append(run)  # its folder is made when its turn comes
+        self._failed_before = frozenset(self.activity.causes)
 
+    def _is_over(self, run: Run, schedule: Schedule) -> bool:
+        if schedule.retry_failed and run.status["state"] == "failed":
+            self._retried.add(run.experiment.id)
+        return self._has_ended(run)
 
-class _Worker:
-    """A process that trains runs one after the other and tells how it goes."""
+    def outcome(self, signal: int | None, root: Path) -> Outcome:
+        made = (Run(root / e.name, e) for e in self.activity.experiments)
+        runs = [run for run in made if run.is_there()]
+        return Outcome(runs, self.activity, signal, self._failed_before)
 
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.run: Run | None = None
-        self.asked_to_stop = False
-        self._spawn()
-
-    @property
-    def run_id(self) -> str:
-        assert self.run is not None
-        return self.run.experiment.id
-
-    def start(self, run: Run) -> None:
-        self.run = run
-        self.connection.send(run.path)
-
-    def receive(self) -> Any:
-        """Progress, or the state in which the run has ended."""
+    def run(self, crew: Crew, interrupt: Interrupt) -> None:
+        """Keep the crew busy until nothing is left, or until it has stopped for an interrupt."""
+        activity = self.activity
         try:
-            message = self.connection.recv()
-        except (EOFError, ConnectionResetError):
-            message = self._record_death()
-        if isinstance(message, str):
-            self.run = None
-        return message
+            while True:
+                if interrupt.signal is not None and not activity.stopping:
+                    activity.stopping = True
+                    self.todo.clear()
+                    self._held.clear()
+                    activity.elsewhere.clear()
+                    crew.interrupt()
+                self._start(crew)
+                if not (activity.running or self._held or self.todo):
+                    return
+                self.watch(activity)
+                for run, message in crew.news():
+                    self._heard(run, message)
+                self.watch(activity)
+        finally:
+            for claim in self._claims.values():
+                claim.close()
 
-    def interrupt(self) -> None:
-        self.asked_to_stop = True
-        if self.run is not None and self.process.pid:
-            os.kill(self.process.pid, signal.SIGTERM)
+    def _start(self, crew: Crew) -> None:
+        """Hand out what can be had."""
+        if self._held and time.monotonic() - self._looked > LOOK_SECONDS:
+            self._looked = time.monotonic()
+            self.todo.extend(self._held)
+            self._held.clear()
+        while self.todo and crew.has_room():
+            run = self.todo.popleft()
+            run_id = run.experiment.id
+            claim = contextlib.ExitStack()
+            try:
+                Run.create(run.path.parent, run.experiment)
+                claim.enter_context(run.claim())
+                self.activity.elsewhere.discard(run_id)
+                if self._has_ended(run):  # another process has had it
+                    claim.close()
+                    continue
+                crew.start(run)
+            except RunInUse:
+                self._set_aside(run)
+            except RunError as error:
+                claim.close()
+                self._ended(run_id, End("failed", str(error)))
+            else:
+                self._retried.discard(run_id)
+                self._claims[run_id] = claim
+                self.activity.running[run_id] = None
 
-    def stop(self) -> None:
-        self.connection.close()
-        self.process.join(0.5 if self.run is None else 0)
-        self.process.kill()
-        self.process.join()
-
-    def _spawn(self) -> None:
-        # not forked: torch's threads do not survive a fork
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, self.device), daemon=True)
-        with _one_thread():
-            self.process.start()
-        theirs.close()
-
-    def _record_death(self) -> str:
-        """The process is gone without a word: say so in the run's status, and replace it."""
-        assert self.run is not None
-        self.process.join()
-        code = self.process.exitcode or 0
-        if self.asked_to_stop and code == -signal.SIGTERM:  # before training had begun
-            self.run.set_status("interrupted", signal=signal.SIGTERM)
-            return "interrupted"
-        cause = f"its process ended with exit code {code}"
-        if code < 0:
-            cause = f"its process was ended by {signal.Signals(-code).name}"
-        if code == -signal.SIGKILL:
-            cause += "; the machine may be out of memory: try a smaller batch, or fewer jobs"
-        self.run.set_status("failed", cause=cause)
-        self._spawn()
-        return "failed"
-
-
-class _one_thread:
-    """While entered, new processes start with one thread of arithmetic each."""
-
-    def __enter__(self) -> None:
-        self._previous = os.environ.get("OMP_NUM_THREADS")
-        os.environ["OMP_NUM_THREADS"] = "1"
-
-    def __exit__(self, *error: object) -> None:
-        del os.environ["OMP_NUM_THREADS"]
-        if self._previous is not None:
-            os.environ["OMP_NUM_THREADS"] = self._previous
-
-
-def _work(connection: Connection, device: str) -> None:
-    """The life of a worker: paths come in; progress and final states go out."""
-    # Ctrl-C reaches the whole group of processes; the parent passes it on as SIGTERM
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    import torch
-
-    from normlab.lab.train import train
-
-    torch.set_num_threads(1)
-    while True:
-        try:
-            run = Run.open(connection.recv())
-        except EOFError:
+    def _heard(self, run: Run, message: Any) -> None:
+        run_id = run.experiment.id
+        if not isinstance(message, End):
+            self.activity.running[run_id] = message
             return
-        last = 0.0
+        self.activity.running.pop(run_id)
+        self._claims.pop(run_id).close()
+        if message.state == IN_USE and not self.activity.stopping:
+            self._set_aside(run)
+        else:
+            self._ended(run_id, message)
 
-        def report(progress: Any) -> None:
-            nonlocal last
-            if time.monotonic() - last > REPORT_SECONDS:
-                last = time.monotonic()
-                connection.send(progress)
+    def _set_aside(self, run: Run) -> None:
+        self._held.append(run)
+        self.activity.elsewhere.add(run.experiment.id)
 
-        try:
-            state = train(run, device=torch.device(device), report=report)
-        except (KeyboardInterrupt, BrokenPipeError):
-            return
-        except Exception:
-            state = "failed"  # the cause is in status.json
-        connection.send(state)
+    def _has_ended(self, run: Run) -> bool:
+        """Whether its folder says so, which is then noted."""
+        status = run.status
+        over = (*ENDED, "failed") if run.experiment.id not in self._retried else ENDED
+        if status["state"] in over:
+            self._ended(run.experiment.id, End(status["state"], str(status.get("cause", ""))))
+        return status["state"] in over
+
+    def _ended(self, run_id: str, end: End) -> None:
+        self.activity.states[run_id] = end.state
+        if end.state == "failed":
+            self.activity.causes[run_id] = end.cause or "unknown"
 
 
 def _canonical(experiment: Experiment) -> Experiment:
@@ -259,7 +253,9 @@ def _canonical(experiment: Experiment) -> Experiment:
     cls, options = norms.parse(layer)
     uses_batch = cls.uses_batch() or norms.parse(options.get("over", "none"))[0].uses_batch()
     together = experiment.batch_size // experiment.accumulate
-    if experiment.norm_batch_size in (None, together) or not uses_batch:
+    if not uses_batch:
+        return experiment.replace(norm_batch_size=None, freeze_statistics=None)
+    if experiment.norm_batch_size in (None, together):
         return experiment.replace(norm_batch_size=None)
     if "norm_batch_size" not in cls.spec_options.values():
         raise ExperimentError(
@@ -267,18 +263,3 @@ def _canonical(experiment: Experiment) -> Experiment:
             f"together, not {experiment.norm_batch_size}; use norm batch, or accumulate"
         )
     return experiment
-
-
-def _devices(device: str | None) -> list[str]:
-    if device is not None:
-        return [device]
-    import torch
-
-    return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
-
-
-def _cores() -> int:
-    """Cores this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

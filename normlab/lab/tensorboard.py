@@ -1,33 +1,60 @@
-"""The epochs of a run as TensorBoard scalars, over samples seen, if NORMLAB_TENSORBOARD=1."""
+"""The epochs of a run as TensorBoard scalars, over samples seen.
 
+Written with tensorboard's own records rather than by torch's SummaryWriter, which imports torch and
+starts a thread for every run.
+"""
+
+import importlib.util
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
-def writer(path: Path) -> Callable[[Mapping[str, Any]], None] | None:
-    """What writes an event into the folder, or None where nobody asked: the import takes seconds.
+def is_installed() -> bool:
+    """Whether events can be written; imports nothing."""
+    return importlib.util.find_spec("tensorboard") is not None
 
-    Raises:
-        ImportError: tensorboard is wanted and not installed.
+
+@contextmanager
+def writing(path: Path) -> Iterator[Callable[[Mapping[str, float]], None]]:
+    """What writes the numbers of an epoch into the folder, which is made with the first of them.
+
+    Those of an earlier attempt that lie behind the first ones of this are hidden by TensorBoard:
+    they came after the checkpoint that was resumed from.
     """
-    if os.environ.get("NORMLAB_TENSORBOARD") != "1":
-        return None
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    records = None
+
+    def write(numbers: Mapping[str, float]) -> None:
+        nonlocal records
+        samples = int(numbers["samples"])
+        if records is None:
+            path.mkdir(exist_ok=True)
+            records = RecordWriter(_new_file(path).open("wb"))
+            add(file_version="brain.Event:2")
+            add(step=samples, session_log=SessionLog(status=SessionLog.START))
+        values = [Summary.Value(tag=name, simple_value=v) for name, v in numbers.items()]
+        add(step=samples, summary=Summary(value=values))
+        records.flush()
+
+    def add(**fields: Any) -> None:
+        assert records is not None
+        records.write(Event(wall_time=time.time(), **fields).SerializeToString())
+
     try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ImportError(
-            'NORMLAB_TENSORBOARD=1 needs tensorboard: pip install "normlab[lab]"'
-        ) from None
-    summary = SummaryWriter(str(path))
+        yield write
+    finally:
+        if records is not None:
+            records.close()
 
-    def write(event: Mapping[str, Any]) -> None:
-        if "samples" not in event:
-            return
-        for name, value in event.items():
-            if isinstance(value, int | float):
-                summary.add_scalar(name, value, event["samples"])
-        summary.flush()
 
-    return write
+def _new_file(path: Path) -> Path:
+    """A name after those there: TensorBoard reads the files of a folder in the order of names."""
+    attempt = len(list(path.iterdir()))
+    return path / f"events.out.tfevents.{attempt:06d}.{os.getpid()}"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -31,20 +31,32 @@ class Dataset:
         images: (N, C, H, W), uint8, 0 black and 255 white; a tensor, or anything that fetches one.
         labels: (N,), int64, each below the number of classes.
         classes: the name of each class.
+        domains: the number of the source that each class comes from; None: there is one.
+        skipped: a sentence for each image that was left out, as it could not be read.
     """
 
     images: Images
     labels: Tensor
     classes: tuple[str, ...]
+    domains: tuple[int, ...] | None = None
+    skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def select(self, indices: Tensor) -> "Dataset":
         """The data set with only the examples at `indices`, in their order."""
-        images = self.images
-        chosen = images[indices] if isinstance(images, Tensor) else _Selection(images, indices)
-        return replace(self, images=chosen, labels=self.labels[indices])
+        return replace(self, images=chosen(self.images, indices), labels=self.labels[indices])
+
+
+def chosen(images: Any, indices: Tensor) -> Images:
+    """Only the images at `indices`, in their order."""
+    if isinstance(images, Tensor):
+        return images[indices]
+    if hasattr(images, "select"):
+        selected: Images = images.select(indices)
+        return selected
+    return _Selection(images, indices)
 
 
 class _Selection:

@@ -176,7 +176,10 @@ def unpack_tar(archive: Path, root: Path, members: dict[str, str]) -> None:
         root: where the members go.
         members: path and "algorithm:hash" of each file to keep.
     """
-    staging = Path(tempfile.mkdtemp(prefix=".unpack-", dir=root))
+    prefix = f".unpack-{archive.name}-"
+    for left in root.glob(f"{prefix}*"):  # by a process that was killed: the caller has the lock
+        shutil.rmtree(left)
+    staging = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
     try:
         with tarfile.open(archive, "r:gz") as tar:
             _unpack_checked(tar, archive, staging)

@@ -6,10 +6,14 @@ Images enter every network as (N, 3, H, W), normalized; grey ones have three equ
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from normlab import surgery
 from normlab.lab.address import resolve
-from normlab.lab.norm_names import parts
+from normlab.lab.models.zero_init import zero_last_norms
+from normlab.lab.norm_names import family, parts
+from normlab.surgery import rules
+from normlab.surgery.layers import show_leaves
 
 
 class ModelError(ValueError):
@@ -28,11 +32,12 @@ def build(
     """The network at an address with another norm in every place of a batch norm.
 
     Args:
-        address: cifar_resnet:N, convnet, torchvision:NAME or a module of yours, "mine.nets:small".
+        address: cifar_resnet:N, resnet:50, vgg:16, convnet, torchvision:NAME, timm:NAME or a module
+            of yours, "mine.nets:small".
         norm: see `normlab.norm`; "group+ws" is group norm, and weight standardization of every
             convolution: after +, a name of `surgery.reparametrize`.
         norm_batch_size: samples that share statistics; None: the whole batch.
-        zero_init: start the last norm of each residual block at weight 0.
+        zero_init: start the last norm of each residual block at weight 0; see `zero_last_norms`.
         strength: shrink statistics by so much towards those of a population; see
             `normlab.convert`.
 
@@ -42,31 +47,38 @@ def build(
     """
     module, variant = resolve("models", address)
     model = module.build(variant, num_classes)
-    if zero_init:
-        _zero_last_norms(model, address)
+    if zero_init and not zero_last_norms(model):
+        raise ModelError(
+            f"zero_init: {address} has no residual blocks whose last norm is known; leave it out"
+        )
+    layer, weights = parts(norm)
     sliced: Any = {} if norm_batch_size is None else {"norm_batch_size": norm_batch_size}
     how: Any = {"where": _is_batch_norm, "keep": "affine", "strength": strength}
-    layer, weights = parts(norm)
     try:
-        model = surgery.convert(model, layer, **how, **sliced)
+        if not _is_as_asked(model, address, norm):
+            model = surgery.convert(model, layer, **how, **sliced)
         return surgery.reparametrize(model, weights) if "+" in norm else model
     except surgery.SurgeryError as error:
         raise ModelError(f"{address}: {error}") from None
 
 
 def _is_batch_norm(name: str, layer: nn.Module) -> bool:
-    return type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return isinstance(layer, _BatchNorm)
 
 
-def _zero_last_norms(model: nn.Module, address: str) -> None:
-    from torchvision.models.resnet import BasicBlock, Bottleneck
+def _is_as_asked(model: nn.Module, address: str, norm: str) -> bool:
+    """Whether there is nothing to replace, which is right for a network without norms and `none`.
 
-    last_norms = [
-        block.bn2 if isinstance(block, BasicBlock) else block.bn3
-        for block in model.modules()
-        if isinstance(block, BasicBlock | Bottleneck)
-    ]
-    if not last_norms:
-        raise ModelError(f"zero_init: {address} has no residual blocks; leave it out")
-    for layer in last_norms:
-        nn.init.zeros_(layer.weight)
+    Raises:
+        ModelError: nothing to replace, and something was to be.
+    """
+    if any(isinstance(m, _BatchNorm) for m in model.modules()):
+        return False
+    norms = [m for m in model.modules() if rules.read(m) or rules.reason_to_leave(m)]
+    if family(norm).partition("+")[0] == "none" and not norms:
+        return True
+    raise ModelError(
+        f"{address} has no batch norm that {norm!r} could take the place of; it has "
+        f"{show_leaves(model)}. Choose a network written with batch norm, such as resnet:50"
+        + ("" if norms else ', or norm "none"')
+    )

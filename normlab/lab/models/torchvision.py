@@ -1,5 +1,6 @@
 """Any classifier of torchvision: torchvision:resnet50, torchvision:efficientnet_b0, …"""
 
+import torch
 from torch import nn
 
 from normlab.lab.experiment import did_you_mean
@@ -29,6 +30,10 @@ def build(variant: str, num_classes: int) -> nn.Module:
         raise LookupError(
             f'"torchvision:{variant}": no such classifier{did_you_mean(variant, known)}'
         )
-    return models.get_model(
-        variant, weights=None, num_classes=num_classes, **_OPTIONS.get(variant, {})
-    )
+    how = {"weights": None, "num_classes": num_classes, **_OPTIONS.get(variant, {})}
+    try:
+        return models.get_model(variant, **how)
+    except NotImplementedError:  # RegNets find their widths with tensors, which "meta" has not
+        with torch.device("cpu"):
+            model = models.get_model(variant, **how)
+        return model.to_empty(device=torch.get_default_device())

@@ -49,7 +49,7 @@ def watching(console: Console) -> Iterator[Callable[[Any], None]]:
         if console.is_terminal:
             progress.update(
                 task,
-                description="writing checkpoints" if activity.stopping else "training",
+                description=_doing(activity),
                 total=total,
                 completed=activity.runs_done,
                 runs=f"{done} of {total} runs",
@@ -57,7 +57,8 @@ def watching(console: Console) -> Iterator[Callable[[Any], None]]:
             live.update(Group(_table(activity), progress))
             return
         if not told and done and not activity.running:
-            console.print(f"{done} of {total} runs were finished before")
+            finished = sum(state != "failed" for state in activity.states.values())
+            console.print(f"{finished} of {total} runs were finished before")
             told.update(activity.states)
         for experiment in activity.experiments:
             if experiment.id in activity.states and experiment.id not in told:
@@ -99,6 +100,13 @@ def watching_one(console: Console, name: str) -> Iterator[Callable[[Any], None]]
 
     with progress:
         yield report
+
+
+def _doing(activity: Any) -> str:
+    if activity.stopping:
+        return "writing checkpoints"
+    elsewhere = len(activity.elsewhere)
+    return f"training, {elsewhere} elsewhere" if elsewhere else "training"
 
 
 def _table(activity: Any) -> RenderableType:

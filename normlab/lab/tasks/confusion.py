@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from normlab.lab import domains
 from normlab.lab.data.dataset import Dataset
 from normlab.lab.tasks import classification
 from normlab.lab.tasks.classification import Input
@@ -25,8 +26,11 @@ def confusion(
     if len(classes) > MOST_CLASSES:
         return {}
     was_training = model.training
+    belong = domains.of(dataset.domains, dataset.labels)
     found = [
-        classification.predict(model, dataset.images[at], input, device).max(1)
+        classification.predict(
+            model, dataset.images[at], input, device, None if belong is None else belong[at]
+        ).max(1)
         for at in torch.arange(len(dataset)).split(_IMAGES)
     ]
     model.train(was_training)
