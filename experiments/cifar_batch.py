@@ -3,7 +3,7 @@
 The second part of HarmanDotpy/Normalizations-in-Deep-Learning: 60 epochs at 0.1 for both batches;
 its code divides the learning rate at epochs 75 and 95, which 60 do not reach. `FULL` is that
 setting; three seeds, where the study has one. Small setting: 4,000 training and 2,000 validation
-images at 16×16 pixels, 8 epochs, five seeds: 20 runs, about 9 minutes on two cores.
+images at 16×16 pixels, 8 epochs, five seeds: 20 runs, about 8 minutes on two cores.
 
 Needs CIFAR-10 as data/cifar10/train.npz and test.npz; `FULL` needs `normlab data cifar10`.
 """

@@ -6,7 +6,7 @@ once in proportion, 1e-4 for 32 images. Curves of a report are by samples. Unlik
 is on the whole set and without dropout and batch statistics. `FULL` has CIFAR-10 and SVHN, 20
 epochs, where a training there goes on until it is stopped. Small setting: 2,000 training and 1,000
 validation images of CIFAR-10, batches of 1, 4 and 32, 4 epochs at 1e-3, three seeds: 18 runs, about
-24 minutes on two cores.
+18 minutes on two cores.
 
 Needs CIFAR-10 as data/cifar10/train.npz and test.npz; `FULL` needs `normlab data cifar10 svhn`.
 """

@@ -3,7 +3,7 @@
 The data sets of shaohua0116/Group-Normalization-Tensorflow, with its network and optimizer: four
 strided convolutions, Adam at 1e-4, batches of 64. `FULL` has all six, as they are stored and
 ImageNet at 224 pixels, 20 epochs. Small setting: the four at hand at 32×32 pixels, of each at most
-4,000 training and 2,000 validation images, 4 epochs at 1e-3, three seeds: 24 runs, about 14 minutes
+4,000 training and 2,000 validation images, 4 epochs at 1e-3, three seeds: 24 runs, about 13 minutes
 on two cores.
 
 Needs `normlab data mnist fashion_mnist`, CIFAR-10 as data/cifar10/train.npz and test.npz and Tiny

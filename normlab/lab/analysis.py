@@ -39,7 +39,7 @@ __all__ = [
 
 X_NAMES = {"batch_size": "batch size", "norm_batch_size": "normalization batch"}
 _ORDER = ("batch", "group", "layer", "instance")
-_NO_EFFECT = {"probe"}  # fields that record more and change no result
+_NO_EFFECT = {"probe", "shift"}  # fields that record more and change no result
 
 
 @dataclass(frozen=True)
@@ -202,11 +202,13 @@ def _grouped(everything: list[Result], damaged: tuple[tuple[str, str], ...], las
     varied = {f for f in _fields() if len({getattr(e, f) for e in settings}) > 1}
     x_field = "norm_batch_size" if "norm_batch_size" in varied else "batch_size"
     swept = {e.norm for e in settings if e.norm_batch_size}
+    beside = _beside(settings)
 
     def x_of(e: Experiment) -> int | None:
         if x_field == "batch_size":
             return e.batch_size
-        return e.norm_batch_size or (e.batch_size // e.accumulate if e.norm in swept else None)
+        own = e.batch_size // e.accumulate if e.norm in swept else beside.get(e.batch_size)
+        return e.norm_batch_size or own
 
     free = sorted(varied - {"seed", "norm", x_field})
     effective = [f for f in free if _splits(f, settings, x_of)]
@@ -242,6 +244,17 @@ def _grouped(everything: list[Result], damaged: tuple[tuple[str, str], ...], las
         conversions=tuple(r for r in everything if r.experiment.source is not None),
         last=last,
     )
+
+
+def _beside(settings: list[Experiment]) -> dict[int, int]:
+    """The normalization batch that goes with each batch of SGD, where they are varied together.
+
+    So a norm of single samples is set beside those of the batch it was trained with; {} where the
+    batch of SGD stays the same, or has several normalization batches.
+    """
+    pairs = {(e.batch_size, e.norm_batch_size) for e in settings if e.norm_batch_size}
+    sizes = {batch for batch, _ in pairs}
+    return {b: n for b, n in pairs if n} if len(pairs) == len(sizes) > 1 else {}
 
 
 def _fields() -> list[str]:

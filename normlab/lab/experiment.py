@@ -35,9 +35,10 @@ class Experiment:
 
     data: str = "relit_digits"
     """Images: relit_digits, digits, mnist, cifar10, …, folder:PATH, imagenet:PATH, csv:FILE,
-    webdataset:PATH, hdf5:FILE or npz:FILE."""
+    webdataset:PATH, hdf5:FILE, npz:FILE, or several together, joined:mnist+fashion_mnist."""
     model: str = "cifar_resnet:8"
-    """Network: cifar_resnet:N, convnet, or any classifier torchvision:NAME."""
+    """Network: cifar_resnet:N, resnet:50, vgg:16, convnet, or any classifier torchvision:NAME or
+    timm:NAME."""
     norm: str = "group"
     """Norm: batch, group, group:8, layer, instance, …; `normlab norms` lists them."""
     batch_size: int = 32

@@ -5,7 +5,7 @@ Reads through `Run` only, and needs neither torch nor numpy.
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,19 @@ class Judged:
 
 
 @dataclass(frozen=True)
+class Shifted:
+    """Validation error in percent under a shift, with statistics of so many images.
+
+    Args:
+        images: 0 is as trained.
+    """
+
+    shift: str
+    images: int
+    error: float | None
+
+
+@dataclass(frozen=True)
 class Result:
     """One run: its setting, how it ended and its numbers; None where there is none."""
 
@@ -85,6 +98,7 @@ class Result:
     error_before: float | None = None  # percent, validation, of weights that the run started from
     confusion: Confusion | None = None
     judged: Judged | None = None
+    shifted: tuple[Shifted, ...] = ()
 
     @property
     def bytes_saved_step(self) -> float | None:
@@ -147,6 +161,7 @@ def read(run: "Run", last: int = LAST_EPOCHS) -> Result:
         error_before=_number(start, "validation_error"),
         confusion=_confusion(_event(events, "confusion")),
         judged=_judged(_event(events, "statistics")),
+        shifted=tuple(_shifted(events)),
     )
 
 
@@ -169,6 +184,13 @@ def _judged(event: Mapping[str, Any]) -> Judged | None:
     if not event:
         return None
     return Judged(*(_number(event, key) for key in ("running", "population", "batch")))
+
+
+def _shifted(events: list[dict[str, Any]]) -> Iterator[Shifted]:
+    for event in events:
+        shift, images = event.get("shift"), event.get("images")
+        if event.get("event") == "shift" and isinstance(shift, str) and _are_counts([images]):
+            yield Shifted(shift, int(images or 0), _number(event, "error"))
 
 
 def _confusion(event: Mapping[str, Any]) -> Confusion | None:

@@ -24,6 +24,7 @@ from normlab.lab.report import (
     probes,
     published,
     sentences,
+    shifts,
     tables,
 )
 from normlab.lab.report.sections import Figure, Section
@@ -55,6 +56,7 @@ def write(
     drawn = {
         "": comparison.headline_figure(a),
         "-statistics": judged.figure(a),
+        "-shifts": shifts.figure(a) if shifts.table(a).rows else None,
         **{f"-layer{i}": figure for i, figure in enumerate(layers.figures if layers else (), 1)},
         "-cost": costs.figure(a),
     }
@@ -84,7 +86,8 @@ def as_markdown(
         layers: what layers gave in training.
     """
     first, *others = sentences.headline(a)
-    said = [*others, *sentences.about_batch_norm(a), *judged.sentences(a), *pairs.said(a)]
+    said = [*others, *sentences.about_batch_norm(a), *judged.sentences(a)]
+    said += [*shifts.sentences(a), *pairs.said(a)]
     said += sentences.caveats(a)
     parts = [f"# {_escaped(title or 'Runs')}", f"**{_escaped(first)}**"]
     parts += [_image(*image) for image in images[:1]]
@@ -107,6 +110,7 @@ def _read(a: Analysis) -> list[Table]:
         tables.differences(a),
         pairs.table(a),
         judged.table(a),
+        shifts.table(a),
         divisions.by_groups(a),
         divisions.by_size(a),
         *divisions.matrices(a),

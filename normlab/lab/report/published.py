@@ -1,6 +1,7 @@
 """Published numbers beside our own: never in one column, and with what makes them differ."""
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,7 @@ def notes(a: Analysis, p: Published) -> list[str]:
     if not _ours(a, p):
         return [*said, "Ours: no run here is of that kind."]
     shown = {label for label, _ in _ours(a, p)}
-    for label, others in [row for row in _settings(a) if row[0] in shown]:
+    for label, others in [row for row in _settings(a, p) if row[0] in shown]:
         said.append(f"Setting of \u201c{label}\u201d: {', '.join(_setting(a, others))}.")
         reasons = differences(a, others, p)
         if reasons:
@@ -83,7 +84,7 @@ def differences(a: Analysis, others: tuple, p: Published) -> list[str]:
     runs = [r for s in a.series if s.others == others for g in s.groups.values() for r in g.results]
     settings = [r.experiment for r in runs]
     found = []
-    if not p.data or any(p.data not in e.data for e in settings):
+    if not all(_is_data(e.data, p.data) for e in settings):
         found.append(f"the data is {_listed(e.data for e in settings)}")
     if not all(_is_model(e.model, p.model) for e in settings):
         found.append(f"the network is {_listed(e.model for e in settings)}")
@@ -94,11 +95,23 @@ def differences(a: Analysis, others: tuple, p: Published) -> list[str]:
         found.append(f"batches of {sizes} instead of {p.batch_size}")
     if any(e.num_train is not None for e in settings):
         found.append(f"only {_listed(e.num_train for e in settings)} training images")
-    if any(e.image_size is not None for e in settings):
+    if any(e.image_size not in (None, p.image_size) for e in settings):
         found.append(f"images of {_listed(e.image_size for e in settings)} pixels")
     if p.source != "gn" and p.columns[0].startswith("test"):
-        found.append("ours is the error on validation images, not on the test set")
+        found.append(_HELD_OUT)
     return found
+
+
+_HELD_OUT = "ours is the error on validation images, not on the test set"
+
+
+def _is_data(address: str, word: str) -> bool:
+    """Whether an address has the word, by itself.
+
+    >>> [_is_data(a, "imagenet") for a in ("folder:/data/imagenet", "tiny_imagenet:data/x")]
+    [True, False]
+    """
+    return bool(word and re.search(rf"(?<![\w-]){re.escape(word)}(?!\w)", address))
 
 
 def _is_model(address: str, words: str) -> bool:
@@ -113,7 +126,7 @@ def _is_model(address: str, words: str) -> bool:
 def _ours(a: Analysis, p: Published) -> list[tuple[str, dict[Number, str]]]:
     """A column for each setting of ours: its heading and the cells that there are."""
     found = []
-    for label, others in _settings(a):
+    for label, others in _settings(a, p):
         cells = {n: text for n in p.numbers if (text := _cell(a, others, p, n))}
         if _compares(p, list(cells)):
             found.append((label, cells))
@@ -128,13 +141,15 @@ def _compares(p: Published, numbers: Sequence[Number]) -> bool:
     return len({n.norm for n in numbers}) > 1 and len({n.at for n in numbers}) >= sizes
 
 
-def _settings(a: Analysis) -> list[tuple[str, tuple]]:
+def _settings(a: Analysis, p: Published) -> list[tuple[str, tuple]]:
     """What else was varied, and how its column is called."""
-    others = list(dict.fromkeys(s.others for s in a.series))
-    if len(others) == 1:
-        return [("ours, small", others[0])]
     names = {s.others: s.label.partition(" · ")[2] for s in a.series}
-    return [(f"ours, small: {names[o]}", o) for o in others]
+    found = []
+    for others, name in names.items():
+        is_small = set(differences(a, others, p)) - {_HELD_OUT}
+        kind = "ours, small" if is_small else "ours"
+        found.append((f"{kind}: {name}" if len(names) > 1 else kind, others))
+    return found
 
 
 def _cell(a: Analysis, others: tuple, p: Published, number: Number) -> str:

@@ -61,8 +61,9 @@ def _part(number: int, r: Result, events: Sequence[Mapping[str, Any]]) -> RunPar
     start = [e for e in events if e.get("event") == "start"][:1]
     epochs = [e for e in events if e.get("event") == "epoch"][-1:]
     error = r.outcome if r.error is None else f"{r.error:.2f} % validation error"
+    settings = dataclasses.asdict(r.experiment).items()
     texts = (
-        ("Configuration", _lines(dataclasses.asdict(r.experiment).items())),
+        ("Configuration", _lines((k, v) for k, v in settings if v is not None)),
         ("Machine", _lines(environment(folder).items())),
         ("At the start", _lines(p for e in start for p in e.items() if p[0] != "event")),
         ("Last epoch", _lines(p for e in epochs for p in e.items() if p[0] != "event")),

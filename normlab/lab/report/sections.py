@@ -91,6 +91,7 @@ def sections(
         probes,
         published,
         run_parts,
+        shifts,
     )
 
     made = (
@@ -98,6 +99,7 @@ def sections(
         pairs.section(a, runs),
         comparison.learning(a, runs, by),
         judged.section(a, runs),
+        shifts.section(a, runs),
         divisions.batches(a, runs),
         divisions.section(a, runs),
         conversion.section(a, runs),
