@@ -27,7 +27,7 @@ COLUMNS = [
     "norm", "seconds_one", "seconds_two", "ratio", "lowest", "highest", "rounds", "torch",
     "processor",
 ]  # fmt: skip
-ROUNDS = 5
+ROUNDS = 3
 SMALL = Experiment(
     data="npz:data/cifar10", model="cifar_resnet:20", num_train=2048, num_validation=64,
     batch_size=64, epochs=2, augment="crop_flip",

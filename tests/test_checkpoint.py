@@ -5,11 +5,11 @@ import json
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import killed_saves
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -168,31 +168,11 @@ def test_killed_at_any_call_leaves_a_whole_checkpoint(tmp_path, monkeypatch, ste
         assert len(list(folder.iterdir())) == keep, f"leftovers after a kill at call {k}"
 
 
-CHILD = """
-import sys, pathlib, torch
-from normlab.lab.checkpoint import save
-for step in range(1, 100_000):
-    weights = torch.full((3, 4), float(step))
-    save(pathlib.Path(sys.argv[1]), step, {"model.weight": weights}, {"step": step})
-    print(step, flush=True)
-"""
-
-
-def test_sigkill_of_a_saving_process_leaves_a_whole_checkpoint(tmp_path):
-    """F02"""
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
-    with child:
-        for line in child.stdout:
-            if int(line) == 20:
-                child.send_signal(signal.SIGKILL)
-                break
-    assert child.returncode == -signal.SIGKILL
-    assert load(tmp_path)[1]["step"] >= 20
-    assert_holds(tmp_path, *range(20, 100_000))
-    saved(tmp_path, 200_000)
-    assert len(list(tmp_path.iterdir())) == 2
+def test_process_killed_at_any_moment_leaves_the_newest_checkpoint(tmp_path):
+    """F02; 200 kills are in test_faults_slow.py."""
+    found = killed_saves.after_kills(tmp_path / "checkpoints", num=20, seed=1)
+    assert found.pop("kills that left something") > 0
+    assert found == {"newest": 20, "before it": 0, "unreadable": 0, "left at last": 0}
 
 
 FAULTS = {
@@ -299,6 +279,14 @@ def test_newer_format_says_who_reads_it(tmp_path):
         CheckpointError, match=r"format 2, written by normlab 9.1; this version rea"
     ):
         load(tmp_path)
+
+
+def test_what_a_kill_left_in_an_empty_folder_is_no_checkpoint(tmp_path):
+    assert checkpoint.is_empty(tmp_path / "never made")
+    (tmp_path / ".tmp-7-999999999").mkdir()
+    assert checkpoint.is_empty(tmp_path)
+    (saved(tmp_path, 1) / "state.json").unlink()
+    assert not checkpoint.is_empty(tmp_path), "a damaged one is said, not passed over"
 
 
 def test_no_usable_checkpoint_lists_why(tmp_path):

@@ -46,12 +46,27 @@ def locked(folder: Path, name: str) -> Iterator[int]:
             raise RunError(
                 f"{path}: this file system has no locks ({error.strerror}); use a local folder"
             ) from error
+        _held.add(descriptor)
         try:
             yield descriptor
         finally:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough: children share it
+            _held.discard(descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)
+
+
+def _let_go() -> None:
+    """Forked children share the locks of their parent, and would keep them when that is killed."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in _held:
+        os.dup2(nothing, descriptor, inheritable=False)  # its number must not become another file's
+    os.close(nothing)
+    _held.clear()
+
+
+_held: set[int] = set()  # descriptors of the locks of this process
+os.register_at_fork(after_in_child=_let_go)
 
 
 def own_name() -> bytes:

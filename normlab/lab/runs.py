@@ -60,7 +60,7 @@ class Run:
         Raises:
             RunError: something else is there.
         """
-        run = cls(root / experiment.name, experiment)
+        run, is_new = cls(root / experiment.name, experiment), not root.exists()
         try:
             (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             if run.is_there():
@@ -71,6 +71,8 @@ class Run:
                     f"{run.path} is not a run and holds {others[0]!r}; choose another folder"
                 )
             (run.path / "metrics.jsonl").touch()
+            for folder in (root.parent, root) if is_new else (root,):
+                _sync_directory(folder)
         except OSError as error:
             raise RunError(f"{run.path}: cannot be made: {error.strerror}") from error
         try:
@@ -360,12 +362,22 @@ def _replace(path: Path, data: bytes, *, keep: bool = False) -> None:
             temporary.unlink()
         else:
             os.replace(temporary, path)
+        _sync_directory(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise RunError(
             f"{path}: {len(data)} bytes were not written: {error.strerror}; the old file is intact"
         ) from error
+
+
+def _sync_directory(path: Path) -> None:
+    """Make the names in a folder outlast a power loss, as checkpoints do that rely on them."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _linked(temporary: Path, path: Path) -> bool:

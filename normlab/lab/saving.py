@@ -102,7 +102,7 @@ def resume(
     Warns:
         UserWarning: conditions are others, so that the result will not be the same to the bit.
     """
-    if not folder.exists() or not any(folder.iterdir()):
+    if checkpoint.is_empty(folder):
         return None
     tensors, state, _ = checkpoint.load(folder)
     _check_conditions(folder, state["computed"], computed, allowed)

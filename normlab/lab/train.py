@@ -30,7 +30,7 @@ from normlab.lab.data.dataset import DataError, Dataset
 from normlab.lab.interrupt import Interrupt
 from normlab.lab.optimizer import learning_rate
 from normlab.lab.processes import Group
-from normlab.lab.runs import Run
+from normlab.lab.runs import Run, RunError
 from normlab.lab.saving import Position
 from normlab.lab.tasks.confusion import confusion
 from normlab.lab.update import Sums, Update, share_of
@@ -89,7 +89,8 @@ def train(run: Run, *, compute: Compute = Compute(), report: Report | None = Non
             run.set_status("diverged", cause=str(error))
             return "diverged"
         except Exception as error:
-            run.set_status("failed", cause=f"{type(error).__name__}: {error}")
+            with contextlib.suppress(RunError):  # of a disk that is full; `error` says so
+                run.set_status("failed", cause=f"{type(error).__name__}: {error}")
             raise
         except KeyboardInterrupt:
             run.set_status("interrupted", signal=interrupt.signal)
@@ -148,7 +149,9 @@ class _Session:
             self.at, num_events = resumed
         if group.is_first:
             run.truncate(0 if resumed is None else num_events)
-        self.skipped = {event["image"] for event in run.events() if event["event"] == "skipped"}
+        # the first process alone has read them after they were truncated
+        said = [event["image"] for event in run.events() if event["event"] == "skipped"]
+        self.skipped = set(group.gather(said)[0])
         self._skip(self.validation_set.skipped)
         if resumed is None:
             self._log_start()

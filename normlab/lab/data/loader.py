@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Protocol
@@ -111,7 +112,7 @@ def _cores() -> int:
 
 
 class _Carefully:
-    """Sends errors of the data as values: torch would wrap them in the text of a traceback."""
+    """Sends errors as values: torch would wrap them in the text of a traceback."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -121,6 +122,10 @@ class _Carefully:
             return self._source[place]
         except DataError as error:
             return DataError(str(error))
+        except Exception as error:  # a fault of someone's source
+            said = DataError(f"batch {place} was not fetched: {type(error).__name__}: {error}")
+            said.add_note(traceback.format_exc())
+            return said
 
 
 def _noted(places: Iterable[Any], waiting: deque[Any]) -> Iterator[Any]:

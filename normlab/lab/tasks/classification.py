@@ -43,9 +43,7 @@ class Input:
             view,
         )  # fmt: skip
 
-    def prepare(
-        self, images: Tensor, device: torch.device, colour: Tensor | None = None
-    ) -> Tensor:
+    def prepare(self, images: Tensor, device: torch.device, colour: Tensor | None = None) -> Tensor:
         """uint8 (B, C, H, W) -> float32 (B, 3, H, W) of mean 0 and variance 1 over the set.
 
         Args:
