@@ -9,6 +9,7 @@ import torch
 
 from normlab.lab import train
 from normlab.lab.analysis import analyse, read
+from normlab.lab.compute import Compute
 from normlab.lab.data.dataset import Dataset
 from normlab.lab.experiment import Experiment
 from normlab.lab.report import confusion as report
@@ -137,7 +138,7 @@ def test_a_class_without_images_is_no_division_by_zero() -> None:
 def test_a_trained_run_records_its_confusions(tmp_path: Path) -> None:
     e = Experiment(num_train=64, num_validation=32, epochs=1, model="convnet")
     made = Run.create(tmp_path, e)
-    train.train(made, device=CPU)
+    train.train(made, compute=Compute(device="cpu"))
     found, (epoch,) = read(made).confusion, read(made).epochs
     assert found is not None
     right = sum(row[i] for i, row in enumerate(found.counts))

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -137,8 +138,10 @@ def test_ctrl_c_ends_the_command_cleanly(tmp_path: Path) -> None:
     out = tmp_path / "page.html"
     command = [sys.executable, "-m", "normlab.cli", "report", str(root), "--watch"]
     process = subprocess.Popen(
-        [*command, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [*command, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # what a shell starts in the background ignores SIGINT, and so would this
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     assert process.stdout
     first = process.stdout.readline()
     assert re.match(r"report: http://127\.0\.0\.1:\d+/[\w-]{32}/ ", first)
