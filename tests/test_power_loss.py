@@ -10,7 +10,7 @@ import torch
 from killed_runs import assert_same, without_time
 from power_loss import Disk, restored
 
-from normlab.lab import checkpoint, saving, train
+from normlab.lab import checkpoint, runs, saving, train
 from normlab.lab.checkpoint import CheckpointError
 from normlab.lab.compute import Compute
 from normlab.lab.experiment import Experiment
@@ -97,7 +97,8 @@ class ForgetfulOs:
 @pytest.mark.parametrize("forgotten", [stat.S_ISREG, stat.S_ISDIR], ids=["of files", "of folders"])
 @pytest.mark.filterwarnings("ignore:.*Going back to:UserWarning")
 def test_missing_sync_would_be_seen(tmp_path, monkeypatch, forgotten):
-    monkeypatch.setattr(checkpoint, "os", ForgetfulOs(forgotten))
+    for module in (checkpoint, runs):
+        monkeypatch.setattr(module, "os", ForgetfulOs(forgotten))
     saves, keep = SAVES["one kept"]
     disk = recorded(tmp_path / "run", saves, keep)
     left = [
@@ -113,7 +114,7 @@ def test_checkpoint_a_killed_process_had_renamed_is_synced_when_it_is_saved_agai
     folder = tmp_path / "run" / "last"
     folder.mkdir(parents=True)
     save(folder, 1)
-    sync = checkpoint._sync_directory
+    sync = checkpoint.sync_directory
 
     def killed_after_rename(path: Path) -> None:
         if path == folder:
@@ -123,7 +124,7 @@ def test_checkpoint_a_killed_process_had_renamed_is_synced_when_it_is_saved_agai
     disk = Disk(tmp_path / "run")
     with disk.recording():
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, "_sync_directory", killed_after_rename)
+            patch.setattr(checkpoint, "sync_directory", killed_after_rename)
             with pytest.raises(KeyboardInterrupt):
                 save(folder, 2)
         save(folder, 2)

@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from normlab.lab.runs import sync_directory
 from normlab.lab.weights import (
     CheckpointError,
     load_weights,
@@ -70,19 +71,19 @@ def save(
     try:
         if not folder.is_dir():
             os.mkdir(folder)
-            _sync_directory(folder.parent)
+            sync_directory(folder.parent)
         _remove_leftovers(folder)
         target, same = _name_for(folder, step, contents[_MANIFEST])
         if same:
-            _sync_directory(folder)  # a process that was killed may have renamed and not synced
+            sync_directory(folder)  # a process that was killed may have renamed and not synced
             return target
         os.mkdir(temporary)
         for name, data in contents.items():
             _write(temporary / name, data)
-        _sync_directory(temporary)
+        sync_directory(temporary)
         _read_verified(temporary)
         os.rename(temporary, target)
-        _sync_directory(folder)
+        sync_directory(folder)
     except (OSError, CheckpointError) as error:
         with contextlib.suppress(OSError):
             _remove(temporary)
@@ -154,14 +155,6 @@ def _write(path: Path, data: bytes) -> None:
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(descriptor, rest[: 2**30]) :]  # macOS refuses 2 GiB at once
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

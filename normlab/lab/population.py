@@ -44,7 +44,7 @@ def errors(
         return {}
     twin, population = copy.deepcopy(model), None
     try:
-        calibrate(twin, _Images(train_set, input, device))
+        calibrate(twin, Prepared(train_set, _spread(train_set), input, device))
         _, population = evaluate.measure(twin, validation_set, input, device)
     except SurgeryError:
         pass  # no finite statistics, so no error under them
@@ -78,15 +78,19 @@ def _under_batches(
     return 100 * wrong / seen if seen else None
 
 
-class _Images:
-    """Training images in batches, as often as they are asked for; spread over all of them."""
+class Prepared:
+    """Some images of a set in batches, as a network sees them, as often as they are asked for."""
 
-    def __init__(self, images: Dataset, input: Input, device: torch.device) -> None:
-        self._images, self._input, self._device = images, input, device
-        count = min(len(images), MOST_IMAGES)
-        self._chosen = torch.linspace(0, len(images) - 1, count).round().long()
+    def __init__(self, images: Dataset, chosen: Tensor, input: Input, device: torch.device) -> None:
+        self._images, self._chosen, self._input, self._device = images, chosen, input, device
 
     def __iter__(self) -> Iterator[Tensor]:
         for at in self._chosen.split(_TOGETHER):
             batch = fetch(self._images, at, skip_bad=True)
             yield self._input.prepare(batch.images, self._device)
+
+
+def _spread(images: Dataset) -> Tensor:
+    """Indices of up to MOST_IMAGES, spread over all of them."""
+    count = min(len(images), MOST_IMAGES)
+    return torch.linspace(0, len(images) - 1, count).round().long()

@@ -72,7 +72,7 @@ class Run:
                 )
             (run.path / "metrics.jsonl").touch()
             for folder in (root.parent, root) if is_new else (root,):
-                _sync_directory(folder)
+                sync_directory(folder)
         except OSError as error:
             raise RunError(f"{run.path}: cannot be made: {error.strerror}") from error
         try:
@@ -362,7 +362,7 @@ def _replace(path: Path, data: bytes, *, keep: bool = False) -> None:
             temporary.unlink()
         else:
             os.replace(temporary, path)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -371,7 +371,7 @@ def _replace(path: Path, data: bytes, *, keep: bool = False) -> None:
         ) from error
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
     """Make the names in a folder outlast a power loss, as checkpoints do that rely on them."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -5,7 +5,7 @@ images, as in sections 3 and 5 of Wu and Johnson 2021, https://arxiv.org/abs/210
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from normlab.lab import evaluate
 from normlab.lab.data.arrays import fixed_permutation
 from normlab.lab.data.dataset import Dataset, Images
-from normlab.lab.population import batch_norms
+from normlab.lab.population import Prepared, batch_norms
 from normlab.lab.tasks.classification import Input
 from normlab.surgery import SurgeryError, calibrate
 
@@ -159,21 +159,10 @@ def _reestimated(
     """The error with the statistics of the chosen images; None if they have no finite ones."""
     twin = copy.deepcopy(model)
     try:
-        calibrate(twin, _Loader(source.images, chosen.sort().values, *where))
+        calibrate(twin, Prepared(source, chosen.sort().values, *where))
     except SurgeryError:
         return None
     return evaluate.measure(twin, judged, *where)[1]
-
-
-class _Loader:
-    """Some images in batches, as often as they are asked for."""
-
-    def __init__(self, images: Images, chosen: Tensor, input: Input, device: torch.device) -> None:
-        self._images, self._chosen, self._input, self._device = images, chosen, input, device
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for at in self._chosen.split(_TOGETHER):
-            yield self._input.prepare(self._images[at], self._device)
 
 
 class _Corrupted:
