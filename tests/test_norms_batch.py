@@ -152,6 +152,11 @@ def test_batch_renorm_adds_its_own_eps_to_the_variance():
     assert_follows_the_definition(layer, sample(*SHAPE) * 0.5, sample(*SHAPE, seed=9))
 
 
+def test_limits_of_batch_renorm_grow_over_whole_batches():
+    with pytest.raises(TypeError, match=r"r_end must be a whole number, got 2\.5 \(float\)"):
+        norms.norm("batch_renorm", 6, r_end=2.5)
+
+
 def test_batch_renorm_of_limits_one_and_zero_is_batch_norm():
     x, layer = sample(*SHAPE), make("batch_renorm", r_max=1.0, d_max=0.0)
     batch = norms.norm("batch", 6)

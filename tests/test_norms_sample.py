@@ -263,3 +263,8 @@ def test_running_statistics_of_b0_are_batch_norms():
         assert_within(ours.get_buffer(name).double(), value, dtype=torch.float32)
     mean, _ = reference.moments(x, PER_CHANNEL)
     assert (ours.running_mean - mean).abs().min() > 0.1  # of all batches, not of the last
+
+
+def test_local_response_of_one_channel_divides_by_its_own_power():
+    layer, x = make("local_response", size=1, alpha=0.5, affine=False), sample(4, 6, 5)
+    assert_within(layer(x), x.double() / (1 + 0.5 * x.double().square()) ** 0.75)

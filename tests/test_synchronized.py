@@ -37,6 +37,9 @@ RANK = """
         y = layer(x) if mask is None else layer(x, mask=mask[here])
         gradients = torch.autograd.grad(y, [x, *layer.parameters()], dy[here])
         found[name] = [y.detach(), *gradients, *layer.buffers()]
+    if shares[rank]:
+        layer = build("batch")
+        found["not joined"] = [layer(inputs("batch")[0][here]).detach(), *layer.buffers()]
     torch.save(found, f"{out}/{rank}.pt")
     distributed.destroy_process_group()
 """
@@ -101,6 +104,16 @@ def test_processes_compute_what_one_would_of_the_joined_batch(ranks, name):
     for i, expected in enumerate(layer.buffers(), start=2 + len(parameters)):
         for rank in found:
             assert_within(rank[name][i].double(), expected.double(), dtype=torch.float32)
+
+
+def test_layers_that_were_not_told_to_share_keep_to_themselves(ranks):
+    found, shares = ranks
+    parts = inputs("batch")[0].split(shares)
+    for rank, part in zip(found, parts):
+        if len(part):
+            layer = build("batch")
+            expected = [layer(part).detach(), *layer.buffers()]
+            assert all(torch.equal(a, b) for a, b in zip(rank["not joined"], expected))
 
 
 def test_all_processes_have_the_same_bits(ranks):

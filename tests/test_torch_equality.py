@@ -281,3 +281,8 @@ def test_compiled_layer_equals_torch(case):
 @pytest.mark.parametrize("name", sorted(normlab.nn.__all__))
 def test_names_and_constructors_are_those_of_torch(name):
     assert issubclass(getattr(normlab.nn, name), getattr(nn, name))
+
+
+def test_batch_norm_needs_no_eps_in_evaluation():
+    x, mean, var = sample(4, 6, 5), torch.zeros(6), torch.full((6,), 4.0)
+    assert torch.equal(functional.batch_norm(x, mean, var, eps=0.0), x / 2)
