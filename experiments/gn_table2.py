@@ -4,7 +4,7 @@ Table 2 and figures 1 and 5 of the group norm paper: 32 to 2 images share statis
 workers; the batch of SGD is 8 times as many, with the learning rate in proportion. `FULL` is the
 paper's setting; three seeds, where the paper has one run. Small setting: a ResNet-50 of a quarter
 of the width on ten classes of Tiny ImageNet at 40×40 pixels, 8, 4 and 2 images a worker, three
-seeds: 18 runs, about 21 minutes on two cores.
+seeds: 18 runs, about 20 minutes on two cores.
 
 Needs ImageNet under data/imagenet, or Tiny ImageNet under data/tiny-imagenet-10.
 """
