@@ -58,6 +58,7 @@ class Update:
         self.optimizer = optimizer.build(e, self.model)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=e.precision == "float16")
         self.average = None if e.ema is None else Average(self.model, e.ema)
+        self._has_domains = domains.has_domains(self.model)
         self._num_images = 0  # of the batch at hand, in this process
         self._batch_norms = population.batch_norms(self.model)
         self._own_statistics = group.size > 1 and e.norm_batch_size is not None
@@ -90,8 +91,7 @@ class Update:
             x = x.contiguous(memory_format=self._format)
             with self._held_back(number < len(parts)):
                 with self._autocast():
-                    belong = domains.of(self._domains, part.labels)
-                    logits = domains.forward(self.model, x, belong, forward)
+                    logits = self._logits(x, part.labels, forward)
                 loss = self._loss(logits.float(), labels, share)
                 # so that the mean over processes of these is the mean over all images
                 weight = e.batch_size / (max(len(labels), 1) * size)
@@ -125,7 +125,7 @@ class Update:
         e = self._experiment
         for group in self.optimizer.param_groups:
             group["lr"] = optimizer.learning_rate(e, step, num_steps)
-        torch.manual_seed(_seed(e.seed, step, self._group.rank))
+        _seed(self._group.device, [e.seed, _PURPOSE, step, self._group.rank])
         strength = start.strength(e, step / num_steps)
         if strength is not None:
             surgery.set_strength(self.model, strength)
@@ -154,6 +154,12 @@ class Update:
             return loss
         others = labels[mixing.neighbours(len(labels)).to(labels.device)]
         return share * loss + (1 - share) * classification.loss(logits, others, smoothing)
+
+    def _logits(self, x: Tensor, labels: Tensor, forward: Any) -> Tensor:
+        if not self._has_domains:
+            return forward(x)
+        belong = domains.of(self._domains, labels)
+        return domains.forward(self.model, x, belong, forward)
 
     def _autocast(self) -> Any:
         precision = self._experiment.precision
@@ -236,5 +242,15 @@ def _parts(batch: Batch, count: int) -> list[Batch]:
     return [Batch(*part) for part in zip(*split)]
 
 
-def _seed(seed: int, step: int, rank: int) -> int:
-    return int(np.random.SeedSequence([seed, _PURPOSE, step, rank]).generate_state(1, np.uint64)[0])
+def _seed(device: torch.device, words: list[int]) -> None:
+    """Begin the random numbers of the CPU and of one device anew.
+
+    torch.manual_seed sees to all devices there could be, which takes as long as a small layer and
+    keeps a note of each call where a GPU is not in use.
+    """
+    seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    if device.type == "mps":
+        torch.mps.manual_seed(seed)
