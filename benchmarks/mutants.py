@@ -57,7 +57,12 @@ NEEDED = [  # by the tests
 BROKEN = 70  # the exit status where tests could not even be asked
 
 CONTRACT = ("tests/test_conformance.py", "tests/test_contract.py", "tests/test_transforms.py")
-EQUALITY = ("tests/test_torch_equality.py", "tests/test_bad_layers.py", "tests/test_regressions.py")
+EQUALITY = (
+    "tests/test_torch_equality.py",
+    "tests/test_bad_layers.py",
+    "tests/test_bad_calls.py",
+    "tests/test_regressions.py",
+)
 KERNELS = ("tests/test_cpu_kernels.py", "tests/test_numerics.py", "tests/test_cpu_memory.py")
 
 

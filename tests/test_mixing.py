@@ -14,8 +14,9 @@ def test_nothing_is_mixed_unless_asked():
     assert mixing.draw(E, 0, 0) is None
 
 
-def test_batch_is_mixed_alike_whenever_it_is_asked_for():
-    e = E.replace(mixup=0.2, cutmix=1.0)
+@pytest.mark.parametrize("mixup", [0.2, 1.0], ids=["unlike cutmix", "as much as cutmix"])
+def test_batch_is_mixed_alike_whenever_it_is_asked_for(mixup):
+    e = E.replace(mixup=mixup, cutmix=1.0)
     drawn = [mixing.draw(e, epoch, number) for epoch in range(2) for number in range(50)]
     assert drawn == [mixing.draw(e, epoch, number) for epoch in range(2) for number in range(50)]
     assert len(set(drawn)) == 100

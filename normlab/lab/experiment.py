@@ -78,7 +78,8 @@ class Experiment:
     ema: float | None = None
     """Judge a running average of the weights, which keeps so much of itself a step; None: them."""
     precision: Literal["bfloat16", "float16"] | None = None
-    """Compute under torch.autocast in this type, float16 with scaled gradients; None: float32."""
+    """Train under torch.autocast in this type, float16 with scaled gradients; None: float32.
+    Networks are judged in float32."""
     freeze_statistics: float | None = None
     """Fraction of the training after which norms keep to their running statistics; None: never."""
     zero_init: bool = False

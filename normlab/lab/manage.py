@@ -31,12 +31,15 @@ def found_in(folders: Iterable[Path]) -> tuple[list[Run], list[tuple[Path, str]]
     """The runs that are, or lie in, some folders, and the damaged ones with the reason.
 
     Raises:
-        RunError: a folder cannot be read, or one that is a run is damaged.
+        RunError: a folder cannot be read.
     """
     found, damaged = [], []
     for path in folders:
         if (path / "experiment.json").exists():
-            found.append(Run.open(path))
+            try:
+                found.append(Run.open(path))
+            except RunError as error:
+                damaged.append((path, str(error)))
             continue
         inside, broken = find(path)
         found += inside

@@ -37,10 +37,10 @@ def draw(e: Experiment, epoch: int, number: int) -> Mixing | None:
     if e.mixup is None and e.cutmix is None:
         return None
     random = np.random.Generator(np.random.PCG64([e.seed, epoch, _PURPOSE, number]))
-    choices = [alpha for alpha in (e.mixup, e.cutmix) if alpha is not None]
-    alpha = choices[random.integers(len(choices))]
+    choices = [(a, pasted) for a, pasted in ((e.mixup, False), (e.cutmix, True)) if a is not None]
+    alpha, pasted = choices[random.integers(len(choices))]
     share = float(random.beta(alpha, alpha))
-    if e.cutmix is None or (len(choices) == 2 and alpha is choices[0]):
+    if not pasted:
         return Mixing(share)
     half = math.sqrt(1 - share) / 2
     y, x = random.random(2).tolist()

@@ -171,7 +171,7 @@ def _follow(
     rank: int, folder: Path, compute: Compute, follow: Callable[..., None], given: tuple
 ) -> None:
     """The life of a process that another one has started."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first one hears it, and says so
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the work begins, and obeys it
     torch.set_num_threads(_threads(compute.processes))
     store = distributed.FileStore(str(folder / "store"), compute.processes)
     try:
@@ -192,7 +192,8 @@ def _joined(rank: int, size: int, place: int, compute: Compute, store: Any) -> I
     if not distributed.is_initialized():
         distributed.init_process_group(
             "nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size,
-            timeout=timedelta(seconds=compute.timeout),
+            # longer than images are waited for, so that the process that lacks them says so first
+            timeout=timedelta(seconds=compute.timeout + _PATIENCE),
         )  # fmt: skip
         if store is None:  # torchrun's are one group until they end, for one training or several
             atexit.register(distributed.destroy_process_group)

@@ -139,6 +139,8 @@ def read(run: "Run", last: int = LAST_EPOCHS) -> Result:
     epochs = [e for e in events if e.get("event") == "epoch"]
     state = str(status.get("state", "unknown"))
     saved, peak = _number(start, "bytes_saved"), _number(_event(events, "end"), "bytes_peak")
+    together = experiment.batch_size / experiment.accumulate
+    num_measured = _number(start, "num_measured") or together
     peak = _number(start, "bytes_peak") if peak is None else peak
     return Result(
         name=experiment.name,
@@ -150,9 +152,7 @@ def read(run: "Run", last: int = LAST_EPOCHS) -> Result:
         error=_last(epochs, "validation_error", last) if state == "finished" else None,
         train_error=_last(epochs, "train_error", last),
         seconds=_seconds(epochs, "samples", 1000),
-        bytes_saved=None
-        if saved is None
-        else saved * experiment.accumulate / experiment.batch_size,
+        bytes_saved=None if saved is None else saved / num_measured,
         num_parameters=_whole(start, "num_parameters"),
         num_train=_whole(start, "num_train"),
         num_validation=_whole(start, "num_validation"),

@@ -78,7 +78,10 @@ def train(run: Run, *, compute: Compute = Compute(), report: Report | None = Non
     """
     if processes.follows():
         with Interrupt() as interrupt, processes.together(compute, _follow) as group:
-            return _work(run, compute, group, interrupt, report)
+            try:
+                return _work(run, compute, group, interrupt, report)
+            except Diverged:  # the first process says so
+                return "diverged"
     if run.status["state"] == "finished" and not processes.under_torchrun():
         return "finished"
     with run.lock(), Interrupt() as interrupt:
@@ -149,8 +152,8 @@ class _Session:
             self.at, num_events = resumed
         if group.is_first:
             run.truncate(0 if resumed is None else num_events)
-        # the first process alone has read them after they were truncated
-        said = [event["image"] for event in run.events() if event["event"] == "skipped"]
+        events = run.events() if group.is_first else []  # while others may still see those cut off
+        said = [event["image"] for event in events if event["event"] == "skipped"]
         self.skipped = set(group.gather(said)[0])
         self._skip(self.validation_set.skipped)
         if resumed is None:
@@ -312,16 +315,20 @@ class _Session:
         if not self.group.is_first:
             return
         e, model = self.experiment, self.update.alone(self.update.model)
-        first = torch.arange(e.batch_size // e.accumulate)
-        batch = fetch(self.train_set, first, skip_bad=True)
+        # as many images as this process computes together: all may not fit on its device
+        num = len(torch.arange(e.batch_size)[share_of(e, self.group)]) // e.accumulate
+        batch = fetch(self.train_set, torch.arange(max(1, num)), skip_bad=True)
         x = self.input.prepare(batch.images, self.device)
         labels = batch.labels.to(self.device)
-        on_cpu = self.device.type == "cpu"
+        with self.update.autocast():
+            saved = memory.bytes_saved(model, x, labels)
+            peak = memory.bytes_peak(model, x, labels) if self.device.type == "cpu" else None
         self.run.log(
             "start",
             num_parameters=sum(p.numel() for p in model.parameters()),
-            bytes_saved=memory.bytes_saved(model, x, labels),
-            **({"bytes_peak": memory.bytes_peak(model, x, labels)} if on_cpu else {}),
+            bytes_saved=saved,
+            **({} if peak is None else {"bytes_peak": peak}),
+            num_measured=len(labels),
             num_train=len(self.train_set),
             num_validation=len(self.validation_set),
             **before,

@@ -90,7 +90,7 @@ class Update:
                 x, share = mixing.mixed(x, mix)
             x = x.contiguous(memory_format=self._format)
             with self._held_back(number < len(parts)):
-                with self._autocast():
+                with self.autocast():
                     logits = self._logits(x, part.labels, forward)
                 loss = self._loss(logits.float(), labels, share)
                 # so that the mean over processes of these is the mean over all images
@@ -161,7 +161,8 @@ class Update:
         belong = domains.of(self._domains, labels)
         return domains.forward(self.model, x, belong, forward)
 
-    def _autocast(self) -> Any:
+    def autocast(self) -> Any:
+        """What passes are made under."""
         precision = self._experiment.precision
         if precision is None:
             return contextlib.nullcontext()

@@ -11,16 +11,10 @@ from pathlib import Path
 
 from normlab.lab.data.dataset import DataError, Dataset
 from normlab.lab.data.listed import Listing, lines, numbered
-from normlab.lab.data.paths import shown
+from normlab.lab.data.paths import SPLIT_NAMES, shown
 from normlab.lab.data.pictures import ENDINGS
 
-_SPLITS = {
-    "train": "train",
-    "validation": "validation",
-    "val": "validation",
-    "valid": "validation",
-    "test": "test",
-}
+_SPLITS = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 
 
 def load(what: str, split: str) -> Dataset | None:

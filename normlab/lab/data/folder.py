@@ -14,12 +14,10 @@ from pathlib import Path
 import torch
 
 from normlab.lab.data.dataset import DataError, Dataset
-from normlab.lab.data.paths import MANY, Paths, shown
+from normlab.lab.data.paths import MANY, SPLIT_NAMES, Paths, shown
 from normlab.lab.data.pictures import ENDINGS, OnDisk, Pictures, decode, unreadable
 
 __all__ = ["class_files", "dataset", "decode", "list_images", "load", "split_folder"]
-
-_FOLDERS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 
 
 def load(what: str, split: str) -> Dataset | None:
@@ -87,10 +85,10 @@ def list_images(path: Path) -> list[Path]:
 def split_folder(root: Path, split: str) -> Path | None:
     """Where a split's classes lie; without a folder train, the root is the training set."""
     names = {entry.name for entry in os.scandir(root) if entry.is_dir()}
-    known = {name for folders in _FOLDERS.values() for name in folders}
+    known = {name for folders in SPLIT_NAMES.values() for name in folders}
     if "train" not in names and not (names and names <= known):
         return root if split == "train" else None
-    folder = next((root / name for name in _FOLDERS[split] if name in names), None)
+    folder = next((root / name for name in SPLIT_NAMES[split] if name in names), None)
     if folder is not None:
         _refuse_link(folder, root)
     return folder

@@ -9,6 +9,8 @@ import numpy as np
 
 from normlab.lab.data.dataset import DataError
 
+# what the folder, file or column of a split may be called
+SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 MANY = 50_000  # files; what needs a look at each is left out above
 
 

@@ -21,10 +21,9 @@ import numpy as np
 
 from normlab.lab.data.arrays import check_labels, class_names
 from normlab.lab.data.dataset import DataError, Dataset
-from normlab.lab.data.paths import Paths, shown
+from normlab.lab.data.paths import SPLIT_NAMES, Paths, shown
 from normlab.lab.data.pictures import ENDINGS, Pictures, unreadable
 
-_SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MAX_TARS = 100_000
 _MAX_MEMBERS = 10_000_000  # of a tar
@@ -59,7 +58,9 @@ def _tars(what: str, split: str) -> tuple[tuple[str, int, int], ...] | None:
     """Path, size and time of change of each tar of a split."""
     if Path(what).is_dir():
         folder = Path(what)
-        found = [path for name in _SPLITS[split] for path in sorted(folder.glob(f"{name}-*.tar"))]
+        found = [
+            path for name in SPLIT_NAMES[split] for path in sorted(folder.glob(f"{name}-*.tar"))
+        ]
     else:
         found = _expanded(what) if split == "train" else []
     try:

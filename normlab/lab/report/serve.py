@@ -17,7 +17,7 @@ from typing import Any
 
 from normlab.lab import report
 from normlab.lab.analysis import LAST_EPOCHS, analyse
-from normlab.lab.runs import Run, RunError, find
+from normlab.lab.manage import found_in
 
 _FILES = ("experiment.json", "status.json", "metrics.jsonl", "environment.json")
 _HEADERS = {
@@ -82,22 +82,6 @@ def watch(
             server.shutdown()
             thread.join()
             server.server_close()
-
-
-def collect(paths: Sequence[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
-    """All runs under the paths, and the damaged ones with the reason."""
-    found, damaged = [], []
-    for path in paths:
-        if (path / "experiment.json").exists():
-            try:
-                found.append(Run.open(path))
-            except RunError as error:
-                damaged.append((path, str(error)))
-            continue
-        inside, broken = find(path)
-        found += inside
-        damaged += broken
-    return found, damaged
 
 
 class Server(ThreadingHTTPServer):
@@ -180,7 +164,7 @@ def _page(
     """The page as text; "" as version asks no server for a newer one."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # half-written lines are what is expected here
-        runs, damaged = collect(paths)
+        runs, damaged = found_in(paths)
         a = analyse(runs, damaged, last=last)
         return report.render(a, runs, title=title, watch=version, by=by)
 
