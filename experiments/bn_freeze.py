@@ -14,7 +14,7 @@ from normlab.lab.recipes import IMAGENET, IMAGENET_NOTE, TINY
 
 TITLE = __doc__.splitlines()[0]
 FROZEN = (None, 0.8)
-SMALL = TINY.replace(norm="batch", model="resnet:18:16", image_size=32, batch_size=32)
+SMALL = TINY.replace(norm="batch", model="resnet:18:16", image_size=32)
 NOTE = (
     "Small setting: ResNet-18 of a quarter of the width, 4,000 training and 500 validation images "
     "of ten classes of Tiny ImageNet at 32×32 pixels, 10 epochs, the last 2 frozen. No published "

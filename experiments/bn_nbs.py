@@ -15,7 +15,7 @@ from normlab import Experiment, Sweep
 from normlab.lab.recipes import IMAGENET, IMAGENET_NOTE, TINY
 
 TITLE = __doc__.splitlines()[0]
-SMALL = TINY.replace(model="resnet:18:16", image_size=32, batch_size=32)
+SMALL = TINY.replace(model="resnet:18:16", image_size=32)
 NOTE = (
     "Small setting: ResNet-18 of a quarter of the width, 4,000 training and 500 validation images "
     "of ten classes of Tiny ImageNet at 32×32 pixels, 10 epochs. No published number was at hand."

@@ -82,3 +82,21 @@ def test_optimizer_state_survives_a_checkpoint(name):
     again = optimizer.state_tensors(second)
     assert kept.keys() == again.keys()
     assert all(torch.equal(kept[k], again[k]) for k in kept)
+
+
+def test_parameters_may_get_their_first_gradient_late():
+    """As where the first batches are of one of several domains; against SGD, step by step."""
+    e = Experiment(momentum=0.9, weight_decay=0.0, learning_rate=0.1)
+    layers = [torch.nn.Linear(1, 1, bias=False) for _ in range(2)]
+    ours = optimizer.build(e, torch.nn.Sequential(*layers))
+    gradients = [(1.0, None), (2.0, 3.0), (4.0, 5.0)]  # of both, by step
+    expected = [layer.weight.item() for layer in layers]
+    velocity = [0.0, 0.0]
+    for step in gradients:
+        for i, g in enumerate(step):
+            layers[i].weight.grad = None if g is None else torch.full((1, 1), g)
+            if g is not None:
+                velocity[i] = 0.9 * velocity[i] + g
+                expected[i] -= 0.1 * velocity[i]
+        ours.step()
+    assert [layer.weight.item() for layer in layers] == pytest.approx(expected, rel=1e-6)

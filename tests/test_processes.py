@@ -6,11 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from normlab.lab import checkpoint, train
-from normlab.lab.compute import Compute
+from normlab.lab.compute import Compute, ComputeError
 from normlab.lab.experiment import Experiment, ExperimentError
 from normlab.lab.processes import Group, ProcessError
 from normlab.lab.runs import Run
@@ -73,6 +74,27 @@ def small(way: str) -> Experiment:
     return TINY.replace(learning_rate=0.02, epochs=1, **WAYS[way])
 
 
+DOMAINS = {
+    "statistics of each domain": {},
+    "batches of one domain": {"order": "domain"},
+    "a process without a domain": {"batch_size": 3, "num_train": 24},
+}
+
+
+@pytest.mark.parametrize("way", DOMAINS)
+def test_two_processes_share_the_statistics_of_each_domain(tmp_path, way):
+    for name, value in (("dark", 0), ("bright", 150)):
+        images = np.random.default_rng(value).integers(value, value + 90, (60, 8, 8))
+        np.savez(tmp_path / name, images=images.astype(np.uint8), labels=np.arange(60) % 2)
+    address = f"joined:npz:{tmp_path}/dark.npz+npz:{tmp_path}/bright.npz"
+    e = TINY.replace(
+        data=address, model="cifar_resnet:8", norm="domain_batch:2", learning_rate=0.02, epochs=1,
+        **DOMAINS[way],
+    )  # fmt: skip
+    two, one = (trained(tmp_path / c, e, w) for c, w in (("two", TWO), ("one", ONE)))
+    assert_close(two, one)
+
+
 def torchrun(*folders: Path) -> None:
     script = folders[0].parent / "rank.py"
     script.write_text(TORCHRUN)
@@ -85,7 +107,7 @@ TORCHRUN = """
 import sys
 from pathlib import Path
 from normlab.lab import train
-from normlab.lab.compute import Compute
+from normlab.lab.compute import Compute, ComputeError
 from normlab.lab.runs import Run
 
 for folder in sys.argv[1:]:
@@ -240,3 +262,11 @@ def test_each_image_of_a_batch_is_computed_by_one_process(fields, expected):
     cpu = torch.device("cpu")
     found = [share_of(e, Group(rank, 2, cpu)) for rank in range(2)]
     assert [f.tolist() for f in found] == expected
+
+
+def test_every_process_needs_a_gpu_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    run = Run.create(tmp_path, TINY)
+    with pytest.raises(ComputeError, match="2 processes need as many GPUs, and there are 1; use"):
+        train.train(run, compute=Compute(processes=2))
+    assert run.status["state"] == "failed"

@@ -1,6 +1,6 @@
 """Images of several domains in networks whose norms have statistics for each of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ def forward(
     x: Tensor,
     domains: Tensor | None,
     call: Callable[[Tensor], Tensor] | None = None,
+    present: Iterable[int] | None = None,
 ) -> Tensor:
     """The output for each image, with the statistics of its domain.
 
@@ -37,6 +38,7 @@ def forward(
     Args:
         domains: of each image, (N,); None: not known, or there are none.
         call: how the model is called, as compiled or wrapped; None: as it is.
+        present: domains whose norms are called, even with no image; None: those of the images.
 
     Raises:
         DataError: there are statistics for several domains, and that of the images is not known.
@@ -56,7 +58,7 @@ def forward(
             'is not known where they belong; use data "joined:…", or norm batch'
         )
     y: Tensor | None = None
-    for which in domains.unique().tolist():
+    for which in domains.unique().tolist() if present is None else present:
         at = (domains == which).nonzero()[:, 0].to(x.device)
         with domain(model, which):
             part = call(x[at])

@@ -34,9 +34,15 @@ def build(experiment: Experiment, model: nn.Module) -> torch.optim.Optimizer:
     groups = [g for g in groups if g["params"]]
     if experiment.optimizer == "adam":
         return torch.optim.Adam(groups, lr=experiment.learning_rate, fused=True)
-    return torch.optim.SGD(
+    sgd = torch.optim.SGD(
         groups, lr=experiment.learning_rate, momentum=experiment.momentum, fused=True
     )
+    if experiment.momentum:
+        # torch 2.14's fused step fails on parameters with momentum beside others without it yet, as
+        # where the first steps saw one of several domains; from zero it is the first gradient, too
+        for parameter in model.parameters():
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 def learning_rate(experiment: Experiment, step: int, num_steps: int) -> float:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from normlab.lab.compute import Compute
+from normlab.lab.compute import Compute, ComputeError
 
 _PATIENCE = 5  # seconds for another process to end by itself, or to have said why it did
 _REASON = "reason"  # what a process says to the others, in the store, before it ends
@@ -98,7 +98,7 @@ def find_device(name: str | None, place: int = 0) -> torch.device:
     if name is not None and name != "cuda":
         return torch.device(name)
     gpus = torch.cuda.device_count()
-    if gpus:
+    if gpus:  # a launcher may show each process one of them only
         return torch.device("cuda", place % gpus)
     return torch.device("cpu" if name is None else name)
 
@@ -137,8 +137,9 @@ def together(compute: Compute, follow: Callable[..., None], *given: Any) -> Iter
 
 @contextlib.contextmanager
 def _started(compute: Compute, follow: Callable[..., None], given: tuple) -> Iterator[Group]:
-    folder = Path(tempfile.mkdtemp(prefix="normlab-"))  # of mode 0700
     size, threads = compute.processes, torch.get_num_threads()
+    _check_gpus(compute)
+    folder = Path(tempfile.mkdtemp(prefix="normlab-"))  # of mode 0700
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     others = [
         context.Process(target=_follow, args=(rank, folder, compute, follow, given))
@@ -165,6 +166,16 @@ def _started(compute: Compute, follow: Callable[..., None], given: tuple) -> Ite
                 other.kill()
                 other.join()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_gpus(compute: Compute) -> None:
+    """Each process on this machine needs a GPU of its own, or none may have one."""
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < compute.processes and compute.device in (None, "cuda"):
+        raise ComputeError(
+            f"{compute.processes} processes need as many GPUs, and there are {gpus}; "
+            f"use --processes {gpus}, or --device cpu"
+        )
 
 
 def _follow(

@@ -33,9 +33,12 @@ IMAGENET_NOTE = "Full setting: ImageNet, as in the group norm paper."
 
 TINY = IMAGENET.replace(
     data="tiny_imagenet:data/tiny-imagenet-10", model="resnet:50:16", norm="group:8",
-    batch_size=64, learning_rate_batch=64, epochs=10, augment="crop_flip", image_size=40,
+    batch_size=32, learning_rate_batch=64, epochs=10, augment="crop_flip", image_size=40,
 )  # fmt: skip
-"""IMAGENET in minutes: ten classes, a quarter of the width, a last map of 2×2."""
+"""IMAGENET in minutes: ten classes, a quarter of the width, a last map of 2×2.
+
+In ten epochs of 62 steps, batches of 64, group norm has hardly begun to learn; of 125 it has.
+"""
 
 TINY_NOTE = (
     "Small setting: 4,000 training and 500 validation images of ten classes of Tiny ImageNet at "

@@ -59,11 +59,12 @@ class Update:
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=e.precision == "float16")
         self.average = None if e.ema is None else Average(self.model, e.ema)
         self._has_domains = domains.has_domains(self.model)
+        self._num_domains = 1 + max(class_domains or (0,))
         self._num_images = 0  # of the batch at hand, in this process
         self._batch_norms = population.batch_norms(self.model)
         self._own_statistics = group.size > 1 and e.norm_batch_size is not None
         forward: Any = self.model
-        if group.size > 1:
+        if group.size > 1 and not self._has_domains:
             still: Any = {_BUFFERS: False}
             forward = DistributedDataParallel(forward, gradient_as_bucket_view=True, **still)
         self._eager = forward
@@ -98,6 +99,9 @@ class Update:
                 self.scaler.scale(loss / weight).backward()
             loss_sum += loss.item() * len(labels)
             wrong += classification.num_wrong(logits.detach(), labels)
+        if self._has_domains:  # not all weights take part, which DistributedDataParallel waits for
+            given = (p.grad for p in self.model.parameters() if p.grad is not None)
+            self._group.average(given, 1 / size)
         return Sums(loss_sum, wrong)
 
     def apply(self, step: int) -> bool:
@@ -159,7 +163,12 @@ class Update:
         if not self._has_domains:
             return forward(x)
         belong = domains.of(self._domains, labels)
-        return domains.forward(self.model, x, belong, forward)
+        if belong is None:
+            return domains.forward(self.model, x, None, forward)
+        # statistics are shared, so that all processes call the norms that one of them does
+        has = self._group.any(*(bool((belong == d).any()) for d in range(self._num_domains)))
+        present = [d for d, somewhere in enumerate(has) if somewhere]
+        return domains.forward(self.model, x, belong, forward, present)
 
     def autocast(self) -> Any:
         """What passes are made under."""
