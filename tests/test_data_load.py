@@ -1,6 +1,7 @@
 """What `load` adds to every source: held-out images, limits, resizing, and reading once."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,3 +109,13 @@ def test_images_that_do_not_fit_are_resized_as_they_are_fetched(numbered, monkey
     assert not isinstance(lazy, torch.Tensor)
     assert tuple(lazy.shape) == (80, 1, 4, 4)
     assert torch.equal(lazy[torch.tensor([79, 3, 3])], eager[[79, 3, 3]])
+
+
+def test_digest_tells_other_labels_and_other_pixels(numbered):
+    found = data.load(numbered, "train", validation=0.2)
+    assert found.digest() == replace(found, images=found.images.clone()).digest()
+    labels, images = found.labels.clone(), found.images.clone()
+    labels[7] += 1
+    images[7, 0, 2, 3] += 1
+    others = {replace(found, labels=labels).digest(), replace(found, images=images).digest()}
+    assert len(others - {found.digest()}) == 2

@@ -230,6 +230,12 @@ def another_picture(run: Run, monkeypatch) -> None:
     train.load_data.cache_clear()  # as another process would not have it
 
 
+def another_class(run: Run, monkeypatch) -> None:
+    folder = Path(run.experiment.data.removeprefix("folder:")) / "train"
+    (folder / "dark/03.jpg").rename(folder / "bright/new.jpg")
+    train.load_data.cache_clear()
+
+
 def another_torch(run: Run, monkeypatch) -> None:
     monkeypatch.setattr(torch, "__version__", "2.99.0")
 
@@ -245,9 +251,16 @@ def another_device(run: Run, monkeypatch) -> None:
 
 CHANGES = {
     "F14: more images": (
-        another_picture, "images", "images was 48 and 12 in 2 classes, is 49 and 12 in 2 classes"
+        another_picture, "images",
+        r"images was 48 and 12 in 2 classes \(.*\), is 49 and 12 in 2 classes \(.*\)",
     ),
-    "F14: another torch": (another_torch, "torch", f"torch was {torch.__version__}, is 2.99.0"),
+    "F14: an image of another class": (
+        another_class, "images",
+        r"images was 48 .* \(digests (\w+) and (\w+)\), is 48 .* \(digests (?!\1)\w+ and \2\)",
+    ),
+    "F14: another torch": (
+        another_torch, "torch", re.escape(f"torch was {torch.__version__}, is 2.99.0")
+    ),
     "F14: another device": (another_device, "device", "device was cpu, is cuda"),
 }  # fmt: skip
 
@@ -258,7 +271,6 @@ def test_changed_conditions_are_refused_by_name_unless_allowed(
 ):
     before = files.snapshot(stopped.path / "checkpoints")
     change(stopped, monkeypatch)
-    said = re.escape(said)
     refused = rf"under other conditions: {said}; go back to .* or say --allow-change {key}$"
     with pytest.raises(saving.ResumeError, match=refused):
         train.train(stopped, compute=ON_CPU)

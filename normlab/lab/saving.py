@@ -50,7 +50,8 @@ def conditions(
         "processes": group.size,
         "channels_last": compute.channels_last,
         "compile": compute.compile,
-        "images": f"{len(train_set)} and {len(validation_set)} in {len(train_set.classes)} classes",
+        "images": f"{len(train_set)} and {len(validation_set)} in {len(train_set.classes)} classes "
+        f"(digests {train_set.digest()} and {validation_set.digest()})",
     }
 
 

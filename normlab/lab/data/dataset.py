@@ -1,11 +1,14 @@
 """What every data source returns: images that are fetched by index, and their classes."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+_LOOKED_AT = 256  # images of a set; to read all of a large one would take seconds a run
 
 
 class DataError(ValueError):
@@ -43,6 +46,14 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def digest(self) -> str:
+        """Short, and another one for other labels, or other pixels where they are in memory."""
+        found = hashlib.sha256(self.labels.numpy(force=True).tobytes())
+        if isinstance(self.images, Tensor) and len(self):
+            spread = torch.linspace(0, len(self) - 1, min(len(self), _LOOKED_AT)).round().long()
+            found.update(self.images[spread].numpy(force=True).tobytes())
+        return found.hexdigest()[:8]
 
     def select(self, indices: Tensor) -> "Dataset":
         """The data set with only the examples at `indices`, in their order."""
