@@ -96,7 +96,13 @@ TARGETS = [
         "normlab/moments.py", 8,
         ("tests/test_masks.py", "tests/test_conformance.py", "tests/test_synchronized.py"),
     ),
-    Target("normlab/norms/*.py", 22, ("tests/test_norms_*.py", "{file}", *EQUALITY, *CONTRACT)),
+    Target(
+        "normlab/norms/*.py", 22,
+        (
+            "tests/test_norms_*.py", "{file}", "tests/test_masks.py", *EQUALITY,
+            "tests/test_synchronized.py", *CONTRACT,
+        ),
+    ),
     Target(
         "normlab/ops/*.py", 14,
         (*EQUALITY, "tests/test_numerics.py", "tests/test_cpu_kernels.py", *CONTRACT),

@@ -67,6 +67,7 @@ CASES = {
     "batch, 3 items of long samples": Case("planes", BATCH, (50, 2, 700)),
     "layer, 3 rows an item": Case("planes", LAYER, (2, 7, ITEM // 3 - 400)),
     "layer, 2 items a row": Case("planes", LAYER, (2, 3, ITEM + 3600)),
+    "instance, 2 whole items a row": Case("planes", INSTANCE, (2, 3, 2 * ITEM)),
     "batch, an item of 1 position": Case("planes", BATCH, (2, 2, ITEM + 1)),
     "instance, a block of 1 position": Case("planes", INSTANCE, (1, 3, BLOCK + 1)),
     "group of a volume": Case("planes", GROUP, (2, 4, 3, 4, 5)),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from oracle import assert_all_within, assert_within, both_ways, sample
 
-from normlab import functional, reference
+from normlab import functional, ops, reference
 from normlab.ops import ACTIVATIONS
 
 PATTERNS = {
@@ -183,3 +183,11 @@ def test_batched_gradients_equal_one_after_the_other():
     (batched,) = torch.autograd.grad(y, x, dys, is_grads_batched=True, retain_graph=True)
     each = [torch.autograd.grad(y, x, dy, retain_graph=True)[0] for dy in dys]
     assert_within(batched, torch.stack(each))
+
+
+def test_gradient_of_a_mean_alone_does_not_ask_for_the_variance():
+    """Of an infinite value the variance has no gradient, the mean has 1 / count."""
+    x = sample(2, 3, 4).index_fill(2, torch.tensor([1]), torch.inf).requires_grad_()
+    mean, _ = ops.moments(x, PATTERNS["layer"], True)
+    (dx,) = torch.autograd.grad(mean, x, torch.ones_like(mean))
+    assert_within(dx, torch.full(x.shape, 1 / 12))

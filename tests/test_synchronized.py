@@ -46,13 +46,15 @@ RANK = """
 
 SPECS = {"per group": "batch_group:2", "rms": "rms:batch", "composed": "evonorm_b0"}
 CASES = [
-    *("batch", "running average of all", "masked", "far from 0", "narrow"),
+    *("batch", "running average of all", "masked", "far from 0", "constants", "narrow"),
     *SPECS,
 ]
 
 
 def build(name, **options):
     momentum = None if "average" in name else 0.1
+    if name == "constants":  # float32 has statistics of float64 here, which would hide it
+        options["dtype"] = torch.float64
     return make(SPECS.get(name, "batch"), momentum=momentum, activation="silu", **options)
 
 
@@ -60,6 +62,9 @@ def inputs(name):
     x, dy, mask = sample(6, 6, 5), sample(6, 6, 5, seed=1), None
     if name == "far from 0":
         x = x + 1e3
+    if name == "constants":  # of each channel: exactly the bias
+        x = torch.linspace(1, 1000, 6).reshape(1, 6, 1).expand(6, 6, 5).double()
+        dy = dy.double()
     if name == "narrow":
         x, dy = x.bfloat16(), dy.bfloat16()
     if name == "masked":
@@ -132,6 +137,12 @@ def test_one_process_keeps_to_its_own():
 @pytest.mark.parametrize("spec", ["group", "layer", "instance"])
 def test_norms_whose_samples_stand_alone_refuse_to_be_synchronized(spec):
     with pytest.raises(ValueError, match=r"of single samples.*leave out the synchronization"):
+        normlab.norm(spec, 6, synchronize=True)
+
+
+@pytest.mark.parametrize("spec", ["frozen_batch", "torch_bn"])
+def test_norms_that_do_not_ask_other_processes_say_so(spec):
+    with pytest.raises(ValueError, match=f"norm '{spec}' does not synchronize; use sync_batch"):
         normlab.norm(spec, 6, synchronize=True)
 
 
