@@ -84,7 +84,10 @@ TARGETS = [
             "tests/test_numerics.py", *CONTRACT,
         ),
     ),
-    Target("normlab/layer.py", 11, (*EQUALITY, "tests/test_masks.py", "{file}", *CONTRACT)),
+    Target(
+        "normlab/layer.py", 11,
+        (*EQUALITY, "tests/test_masks.py", "tests/test_recompute.py", "{file}", *CONTRACT),
+    ),
     Target(
         "normlab/running.py", 12,
         (

@@ -62,6 +62,14 @@ def test_narrow_parameters_equal_the_definition(spec, dtype):
     assert_follows_the_definition(make(spec, dtype=dtype), x, dy)
 
 
+@every_norm
+def test_eps_is_the_one_asked_for(spec):
+    """In training and after it: one so large that 1e-5 in its place is seen."""
+    layer, (x, dy) = make(spec, eps=0.3), (sample(*SHAPES[4], seed=s) for s in range(2))
+    assert_follows_the_definition(layer, x, dy)
+    assert_follows_the_definition(layer.eval(), x, dy)
+
+
 @pytest.mark.parametrize("rank", FORMATS)
 @our_norms
 def test_memory_format_is_kept_by_output_and_gradient(spec, rank):

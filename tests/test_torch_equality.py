@@ -122,6 +122,15 @@ def test_checkpoint_from_before_batches_were_counted_loads(name):
     assert ours.num_batches_tracked == 0
 
 
+def test_checkpoint_that_has_lost_its_count_is_refused():
+    """One that says it is of a torch which counts."""
+    for layer in (normlab.nn.BatchNorm2d(6), norms.norm("batch", 6)):
+        state = layer.state_dict()
+        del state["num_batches_tracked"]
+        with pytest.raises(RuntimeError, match=r'Missing key.* "num_batches_tracked"'):
+            layer.load_state_dict(state, strict=True)
+
+
 @pytest.mark.parametrize(
     ("spec", "theirs"),
     [
