@@ -99,6 +99,14 @@ def test_fully_masked_group_gives_the_bias(spec, activation):
     assert_within(y[2], expected[:, None].expand(6, 5))
 
 
+@pytest.mark.parametrize("spec", ["instance", "group:6"])
+def test_one_value_under_a_mask_is_the_bias_rather_than_refused(spec):
+    """As it is where a mask leaves one of several."""
+    layer, x = make(spec), sample(4, 6, 1)
+    y = layer(x, mask=torch.ones(4, 1, dtype=torch.bool))
+    assert torch.equal(y, layer.bias.reshape(6, 1).expand(4, 6, 1))
+
+
 def test_constant_values_give_exactly_the_bias_under_a_mask():
     layer, x = make("group:2"), torch.full((4, 6, 5), 1e7 / 3)
     y = layer(x, mask=mask_for(x.shape))
