@@ -191,3 +191,31 @@ def test_gradient_of_a_mean_alone_does_not_ask_for_the_variance():
     mean, _ = ops.moments(x, PATTERNS["layer"], True)
     (dx,) = torch.autograd.grad(mean, x, torch.ones_like(mean))
     assert_within(dx, torch.full(x.shape, 1 / 12))
+
+
+class Stop(torch.autograd.Function):
+    """Passes no gradient on, not even zeros."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, dy):
+        return None
+
+
+@pytest.mark.parametrize("operator", ["normalize", "apply"])
+def test_no_gradient_goes_on_as_none(operator):
+    """Not as zeros, which would cost a backward pass."""
+    x, one, pattern = sample(2, 3, 4).requires_grad_(), torch.ones(3), PATTERNS["batch"]
+    call = {
+        "normalize": lambda: torch.ops.normlab.normalize(
+            x, None, None, None, pattern, 1e-5, True, "none"
+        )[0],
+        "apply": lambda: torch.ops.normlab.apply(
+            x, one, one, None, None, None, pattern, 1e-5, "none"
+        ),
+    }
+    Stop.apply(call[operator]()).sum().backward()
+    assert x.grad is None
