@@ -86,7 +86,10 @@ TARGETS = [
     ),
     Target(
         "normlab/layer.py", 11,
-        (*EQUALITY, "tests/test_masks.py", "tests/test_recompute.py", "{file}", *CONTRACT),
+        (
+            *EQUALITY, "tests/test_masks.py", "tests/test_recompute.py", "{file}",
+            "tests/test_synchronized.py", *CONTRACT,
+        ),
     ),
     Target(
         "normlab/running.py", 12,
