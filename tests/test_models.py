@@ -89,6 +89,21 @@ def test_zero_init_starts_residual_blocks_as_identities():
     assert len(zero) == 6
 
 
+@pytest.mark.parametrize("norm", ["none", "none+wn", "none+sws", "batch+wn"])
+@pytest.mark.parametrize("address", ["resnet:50:8", "timm:resnet18"])
+def test_zero_init_makes_identities_of_blocks_without_norms_too(address, norm):
+    model = models.build(address, 10, norm=norm, zero_init=True)
+    block = model.get_submodule("layer1.1").eval()
+    x = torch.rand(2, block.conv1.in_channels, 5, 5)
+    assert torch.equal(block(x), x)
+
+
+@pytest.mark.parametrize("norm", ["none+ws", "none+sn"])
+def test_zero_init_of_a_weight_that_is_never_0_is_refused(norm):
+    with pytest.raises(ModelError, match=rf"'none\{norm[4:]}' nothing before \S+ can start at 0"):
+        models.build("cifar_resnet:8", 10, norm=norm, zero_init=True)
+
+
 @pytest.mark.parametrize(
     "address",
     [

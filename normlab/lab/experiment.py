@@ -83,7 +83,7 @@ class Experiment:
     freeze_statistics: float | None = None
     """Fraction of the training after which norms keep to their running statistics; None: never."""
     zero_init: bool = False
-    """Start the last norm of each residual block at weight 0."""
+    """Start the last norm of each residual block, or without norms its last convolution, at 0."""
     augment: Literal["none", "crop", "crop_flip", "resized_crop", "imagenet"] = "none"
     """Training images: as they are; cropped at random after padding by 1/8; mirrored, too; a part
     of 8 to 100 % resized to the whole and mirrored; and with other colours, too."""

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normlab import surgery
 from normlab.lab.address import resolve
-from normlab.lab.models.zero_init import zero_last_norms
+from normlab.lab.models.zero_init import last_norms, zero_convolutions
 from normlab.lab.norm_names import family, parts
 from normlab.surgery import rules
 from normlab.surgery.layers import show_leaves
@@ -37,7 +37,8 @@ def build(
         norm: see `normlab.norm`; "group+ws" is group norm, and weight standardization of every
             convolution: after +, a name of `surgery.reparametrize`.
         norm_batch_size: samples that share statistics; None: the whole batch.
-        zero_init: start the last norm of each residual block at weight 0; see `zero_last_norms`.
+        zero_init: start the last norm of each residual block at weight 0; where that becomes none,
+            the convolution before it.
         strength: shrink statistics by so much towards those of a population; see
             `normlab.convert`.
 
@@ -47,19 +48,28 @@ def build(
     """
     module, variant = resolve("models", address)
     model = module.build(variant, num_classes)
-    if zero_init and not zero_last_norms(model):
+    last = last_norms(model) if zero_init else {}
+    if zero_init and not last:
         raise ModelError(
             f"zero_init: {address} has no residual blocks whose last norm is known; leave it out"
         )
+    for batch_norm in last.values():
+        nn.init.zeros_(batch_norm.weight)
     layer, weights = parts(norm)
     sliced: Any = {} if norm_batch_size is None else {"norm_batch_size": norm_batch_size}
     how: Any = {"where": _is_batch_norm, "keep": "affine", "strength": strength}
     try:
         if not _is_as_asked(model, address, norm):
             model = surgery.convert(model, layer, **how, **sliced)
-        return surgery.reparametrize(model, weights) if "+" in norm else model
+        model = surgery.reparametrize(model, weights) if "+" in norm else model
     except surgery.SurgeryError as error:
         raise ModelError(f"{address}: {error}") from None
+    left = zero_convolutions(model, last) if family(layer) == "none" else []
+    if left:
+        raise ModelError(
+            f"zero_init: with norm {norm!r} nothing before {left[0]} can start at 0; leave it out"
+        )
+    return model
 
 
 def _is_batch_norm(name: str, layer: nn.Module) -> bool:
