@@ -3,7 +3,7 @@
 Table 1 and figure 4 of the group norm paper: batch, layer, instance and group norm, and weight norm
 in place of them, with the same hyper-parameters. `FULL` is the paper's setting; three seeds, where
 the paper has one run. Small setting: a ResNet-50 of a quarter of the width on ten classes of Tiny
-ImageNet at 40×40 pixels, 4 workers with 8 images each, three seeds: 15 runs, about 12 minutes on
+ImageNet at 40×40 pixels, 4 workers with 8 images each, three seeds: 15 runs, about 18 minutes on
 two cores.
 
 Needs ImageNet under data/imagenet, or Tiny ImageNet under data/tiny-imagenet-10.
