@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -352,3 +353,12 @@ def test_any_event_is_written_as_one_strict_line(run, value):
     run.log("probe", value=value)
     [event] = run.events()
     assert event["event"] == "probe"
+
+
+def test_lock_passes_over_a_file_whose_writer_is_done_with_it(tmp_path, monkeypatch):
+    """F18: another sweep makes the same run, and takes its own file away first."""
+    run = Run.create(tmp_path, Experiment())
+    gone = run.path / ".tmp-0123456789abcdef"
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter([gone]))
+    with run.lock():
+        assert (run.path / "lock").read_bytes()

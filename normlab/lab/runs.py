@@ -194,7 +194,7 @@ class Run:
             os.pwrite(descriptor, own_name(), 0)
             for leftover in self.path.iterdir():
                 if _TEMPORARY.fullmatch(leftover.name):
-                    leftover.unlink()
+                    leftover.unlink(missing_ok=True)  # its writer may live, and be done with it
             try:
                 yield
             finally:
