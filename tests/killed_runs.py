@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -143,12 +144,14 @@ def assert_same(run: Run, other: Run) -> None:
 
 def killed(root: Path, how: str, lives: list[str]) -> dict[str, list[list[int]]]:
     """What the processes of runs that are killed end with, at every start; see killed_runs.py."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", __file__, root, how, *lives],
-        capture_output=True, text=True, timeout=900,
-        env={**os.environ, "PYTHONPATH": str(HERE.parent), "TMPDIR": str(root),
-             "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    # what the killed leave behind goes away; pytest's folders may have names too long for sockets
+    with tempfile.TemporaryDirectory(prefix="killed-") as aside:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", __file__, root, how, *lives],
+            capture_output=True, text=True, timeout=900,
+            env={**os.environ, "PYTHONPATH": str(HERE.parent), "TMPDIR": aside,
+                 "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -102,6 +102,13 @@ def test_trouble_in_a_worker_is_one_sentence(happen, message):
         list(stream(Trouble(happen), range(8), workers=2, timeout=2))
 
 
+def test_temporary_folder_with_too_long_a_name_is_said_before_workers_start(monkeypatch):
+    """Else each drops its images, and that none come is all that is seen, two minutes later."""
+    monkeypatch.setattr("multiprocessing.util.get_temp_dir", lambda: "/tmp/" + 100 * "x")
+    with pytest.raises(DataError, match=r"temporary folder .*too long; set TMPDIR to a folder"):
+        next(stream(Trouble(_raise), range(8), workers=1))
+
+
 def _gone(pid):
     try:
         os.kill(pid, 0)

@@ -2,10 +2,12 @@
 
 import os
 import signal
+import tempfile
 import threading
 import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from multiprocessing.connection import Listener
 from typing import Any, Protocol
 
 import torch
@@ -47,7 +49,8 @@ def stream(
         pin_memory: copy what workers fetch to memory that a GPU reads faster.
 
     Raises:
-        DataError: that of the source; a worker was killed; or none has sent anything for so long.
+        DataError: that of the source; a worker was killed; none has sent anything for so long; or
+            none could, since the temporary folder is full or its name too long.
 
     >>> list(stream([10, 11, 12], [2, 0], workers=0))
     [12, 10]
@@ -56,6 +59,7 @@ def stream(
         for place in places:
             yield source[place]
         return
+    _check_sockets()
     waiting: deque[Any] = deque()
     loader: DataLoader[Any] = DataLoader(
         _Carefully(source),  # type: ignore[arg-type]
@@ -88,6 +92,19 @@ def stream(
         for worker in batches._workers:
             worker.terminate()  # one that hangs would be waited for
         batches._shutdown_workers()
+
+
+def _check_sockets() -> None:
+    """Workers send through sockets in the temporary folder; one that cannot drops its images."""
+    try:
+        Listener().close()
+    except OSError as error:
+        folder = tempfile.gettempdir()
+        raise DataError(
+            f"processes that read images cannot send them through the temporary folder {folder} "
+            f"({len(folder)} characters): {error}; set TMPDIR to a folder with room and a name of "
+            "at most 70 characters, or use --workers 0"
+        ) from error
 
 
 def num_workers(dataset: Dataset, wanted: int | None, processes: int = 1) -> int:
