@@ -345,13 +345,14 @@ def test_signals_stop_the_command_with_their_exit_codes(tmp_path):
              "--epochs", 5000, "--out", tmp_path / "quick"]  # fmt: skip
     slow = ["--data", "digits", "--num-train", 256, "--batch-size", 128, "--image-size", 64,
             "--epochs", 5000, "--out", tmp_path / "slow"]  # fmt: skip
-    first, twice = normlab(*quick), normlab(*slow)
+    first = normlab(*quick)
     run = wait_for(tmp_path / "quick", "epoch")
     first.send_signal(signal.SIGINT)
     out, err = first.communicate(timeout=60)
     assert (first.returncode, "interrupted; go on with --resume" in out) == (130, True), err
     assert run.status["state"] == "interrupted"
 
+    twice = normlab(*slow)
     slow_run = wait_for(tmp_path / "slow", "start")
     twice.send_signal(signal.SIGINT)
     time.sleep(0.1)  # a step takes longer
