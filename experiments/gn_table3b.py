@@ -3,7 +3,7 @@
 Table 3 of the group norm paper, second half: 64 channels a group down to one, which is instance
 norm, in every layer. `FULL` is the paper's setting; three seeds, where the paper has one run. Small
 setting: a ResNet-50 of a quarter of the width, so 16 channels down to one, on ten classes of Tiny
-ImageNet at 40×40 pixels, three seeds: 15 runs, about 11 minutes on two cores.
+ImageNet at 40×40 pixels, three seeds: 15 runs, about 19 minutes on two cores.
 
 Needs ImageNet under data/imagenet, or Tiny ImageNet under data/tiny-imagenet-10.
 """
