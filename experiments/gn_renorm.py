@@ -14,14 +14,15 @@ from normlab.lab.recipes import IMAGENET, IMAGENET_NOTE, TINY, TINY_NOTE, WORKER
 
 TITLE = __doc__.splitlines()[0]
 NORMS = ("batch", "batch_renorm")
+PARTS = " Every batch is computed in eight parts of 4 images, which share statistics."
 
 FULL = Sweep.grid(
-    TITLE, IMAGENET.replace(batch_size=4 * WORKERS, accumulate=WORKERS), note=IMAGENET_NOTE,
+    TITLE, IMAGENET.replace(batch_size=4 * WORKERS, accumulate=WORKERS), note=IMAGENET_NOTE + PARTS,
     norm=(*NORMS, "group:32"), seed=range(3),
 )  # fmt: skip
 SWEEP = Sweep.grid(
     TITLE,
     TINY.replace(model="resnet:18:16", batch_size=4 * WORKERS, accumulate=WORKERS),
-    note=TINY_NOTE,
+    note=TINY_NOTE + PARTS,
     norm=(*NORMS, "group:8"), seed=range(3),
 )  # fmt: skip
