@@ -1,6 +1,5 @@
 """Every norm against every other: p-values, their correction, and what is said of them."""
 
-import math
 
 import pytest
 from fake_runs import FakeRun, thirty_runs
@@ -8,7 +7,7 @@ from fake_runs import FakeRun, thirty_runs
 from normlab.lab.analysis import Analysis, analyse
 from normlab.lab.differences import holm, paired, two_sided
 from normlab.lab.experiment import Experiment
-from normlab.lab.report import pairs
+from normlab.lab.report import pairs, sentences
 
 NOISE = (0.0, 0.3, -0.2, 0.1)
 
@@ -101,10 +100,30 @@ def test_one_seed_is_no_section() -> None:
 
 
 def test_pairs_are_of_one_setting() -> None:
+    """The lowest error of all data sets says nothing of norms."""
+    errors = {("digits", "group"): 9.0, ("digits", "batch"): 20.0,
+              ("mnist", "group"): 2.0, ("mnist", "batch"): 1.9}  # fmt: skip
+    found = analyse(
+        [
+            FakeRun(Experiment(norm=norm, data=data, seed=s), [e + s * (1 + (norm == "group"))])
+            for (data, norm), e in errors.items()
+            for s in (0, 1, 2)
+        ]
+    )
+    assert len(pairs.pairs(found)) == 2
+    (said,) = pairs.sentences(found)
+    assert "1 of 2 pairs differs significantly (3 seeds each): group · data digits" in said
+    first, *others = sentences.headline(found)
+    assert "group · data digits is 10.0 ± " in first
+    assert others == ["In 1 other setting group is significantly better in none and worse in none."]
+
+
+def test_no_difference_in_any_setting_is_said_of_settings() -> None:
     found = [
-        FakeRun(Experiment(norm=n, seed=s, learning_rate=rate), [9.0 + s * math.pi, 8.0])
+        FakeRun(Experiment(norm=n, seed=s, learning_rate=rate), [9.0 + s * (1 + (n == "group"))])
         for n in ("batch", "group")
         for s in (0, 1)
         for rate in (0.1, 0.2)
     ]
-    assert len(pairs.pairs(analyse(found))) == 2
+    (said,) = pairs.sentences(analyse(found))
+    assert "no significant difference within any setting (2 pairs, 2 seeds each)" in said

@@ -1,6 +1,7 @@
 """Every norm against every other, seed by seed, with p-values for that many comparisons."""
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -142,9 +143,8 @@ def sentences(a: Analysis) -> list[str]:
         here = [p for p in found if p.x == x]
         sure = sorted((p for p in here if p.significant), key=lambda p: -abs(p.difference.value))
         if not sure:
-            labels = dict.fromkeys(s.label for p in here for s in (p.series, p.other))
             lines.append(
-                f"{_at(a, x)} no significant difference between {_any_of(list(labels))} "
+                f"{_at(a, x)} no significant difference {_between(here)} "
                 f"({plural(len(here), 'pair')}, {_seeds(here)})."
             )
             continue
@@ -164,10 +164,13 @@ def _at(a: Analysis, x: int | None) -> str:
     return f"At any {a.x_name}," if x is None else f"At a {a.x_name} of {x},"
 
 
-def _any_of(labels: Sequence[str]) -> str:
+def _between(found: Sequence[Pair]) -> str:
+    labels = list(dict.fromkeys(s.label for p in found for s in (p.series, p.other)))
+    if len(found) < math.comb(len(labels), 2):
+        return "within any setting"
     if len(labels) == 2:
-        return f"{labels[0]} and {labels[1]}"
-    return f"any two of {', '.join(labels[:-1])} and {labels[-1]}"
+        return f"between {labels[0]} and {labels[1]}"
+    return f"between any two of {', '.join(labels[:-1])} and {labels[-1]}"
 
 
 def _seeds(found: Iterable[Pair]) -> str:

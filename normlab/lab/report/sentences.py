@@ -13,7 +13,7 @@ def sentence(name: str, other: str, x: int, d: Difference) -> str:
 
 
 def headline(a: Analysis) -> list[str]:
-    """The answer in one to three sentences, the most important first."""
+    """The answer in one to four sentences, the most important first."""
     # imported here, since conversion.py takes its words from this file
     from normlab.lab.report import conversion
 
@@ -31,7 +31,12 @@ def headline(a: Analysis) -> list[str]:
     said = [f"At a {a.x_name} of {small}, {_verdict(lead.label, batch.label, d)}: {errors}."]
     if large != small:
         said.append(upper(sentence(lead.label, batch.label, large, d_large)) + ".")
-    best = min(a.series, key=lambda s: _mean(s.at(small)))
+    elsewhere = {p[0].others: p[3] for p in reversed(pairs) if p[0].norm == lead.norm}
+    del elsewhere[lead.others]
+    if elsewhere:
+        said.append(_counted(lead.norm, list(elsewhere.values())))
+    same = (s for s in a.series if s.others == lead.others)
+    best = min(same, key=lambda s: _mean(s.at(small)))
     if best not in (lead, batch):
         lowest = f"{spread(best.at(small))} % ({_seeds(best.at(small))})"
         said.append(f"The lowest mean at {small} is that of {best.label}, {lowest}.")
@@ -107,6 +112,14 @@ def _verdict(name: str, other: str, d: Difference, at: str = "") -> str:
         return f"{name} is {points} than {other}{at} ({d.seeds})"
     points = f"{signed(d.value)} ± {d.half:.1f} points"
     return f"no significant difference between {name} and {other}{at} ({points}, {d.seeds})"
+
+
+def _counted(norm: str, found: Sequence[Difference]) -> str:
+    """What became of the comparison in other settings, each at its smallest batch."""
+    sure = [d for d in found if d.significant]
+    better = sum(d.value < 0 for d in sure)
+    counts = f"better in {better or 'none'} and worse in {len(sure) - better or 'none'}"
+    return f"In {plural(len(found), 'other setting')} {norm} is significantly {counts}."
 
 
 def _suffers(series: Series, small: int, large: int) -> str:
