@@ -1,6 +1,5 @@
 """Every norm against every other: p-values, their correction, and what is said of them."""
 
-
 import pytest
 from fake_runs import FakeRun, thirty_runs
 
