@@ -114,7 +114,9 @@ def test_pairs_are_of_one_setting() -> None:
     assert "1 of 2 pairs differs significantly (3 seeds each): group · data digits" in said
     first, *others = sentences.headline(found)
     assert "group · data digits is 10.0 ± " in first
-    assert others == ["In 1 other setting group is significantly better in none and worse in none."]
+    assert others == [
+        "At 32, in 1 other setting group is significantly better in none and worse in none."
+    ]
 
 
 def test_no_difference_in_any_setting_is_said_of_settings() -> None:

@@ -1,4 +1,4 @@
-"""Residual blocks that start as identities: the weight of their last norm is 0, or what is there.
+"""Residual blocks that start as identities: their last norm, or without it convolution, gives 0.
 
 Source: Goyal et al. 2017, https://arxiv.org/abs/1706.02677, section 5.1.
 """
@@ -37,9 +37,9 @@ def zero_convolutions(model: nn.Module, places: Iterable[str]) -> list[str]:
     left = []
     for place in places:
         parent, _, own = place.rpartition(".")
-        layers = dict(model.get_submodule(parent).named_children())
-        before = list(layers)[: list(layers).index(own)]
-        conv = layers[before[-1]] if before else None
+        names, layers = zip(*model.get_submodule(parent).named_children())
+        at = names.index(own)
+        conv = layers[at - 1] if at else None
         found = dict(conv.named_parameters()) if isinstance(conv, _ConvNd) else {}
         scale = next((found[name] for name in _SCALES if name in found), None)
         if scale is None:

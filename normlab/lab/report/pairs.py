@@ -1,7 +1,6 @@
 """Every norm against every other, seed by seed, with p-values for that many comparisons."""
 
 import itertools
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -165,9 +164,9 @@ def _at(a: Analysis, x: int | None) -> str:
 
 
 def _between(found: Sequence[Pair]) -> str:
-    labels = list(dict.fromkeys(s.label for p in found for s in (p.series, p.other)))
-    if len(found) < math.comb(len(labels), 2):
+    if len({p.series.others for p in found}) > 1:
         return "within any setting"
+    labels = list(dict.fromkeys(s.label for p in found for s in (p.series, p.other)))
     if len(labels) == 2:
         return f"between {labels[0]} and {labels[1]}"
     return f"between any two of {', '.join(labels[:-1])} and {labels[-1]}"

@@ -31,10 +31,10 @@ def headline(a: Analysis) -> list[str]:
     said = [f"At a {a.x_name} of {small}, {_verdict(lead.label, batch.label, d)}: {errors}."]
     if large != small:
         said.append(upper(sentence(lead.label, batch.label, large, d_large)) + ".")
-    elsewhere = {p[0].others: p[3] for p in reversed(pairs) if p[0].norm == lead.norm}
-    del elsewhere[lead.others]
+    alike = [p for p in pairs if p[0].norm == lead.norm and p[2] == small]
+    elsewhere = [d for series, _, _, d in alike if series.others != lead.others]
     if elsewhere:
-        said.append(_counted(lead.norm, list(elsewhere.values())))
+        said.append(f"At {small}, {_counted(lead.norm, elsewhere)}.")
     same = (s for s in a.series if s.others == lead.others)
     best = min(same, key=lambda s: _mean(s.at(small)))
     if best not in (lead, batch):
@@ -115,11 +115,11 @@ def _verdict(name: str, other: str, d: Difference, at: str = "") -> str:
 
 
 def _counted(norm: str, found: Sequence[Difference]) -> str:
-    """What became of the comparison in other settings, each at its smallest batch."""
+    """In how many other settings a norm is ahead of batch norm, and behind it."""
     sure = [d for d in found if d.significant]
     better = sum(d.value < 0 for d in sure)
     counts = f"better in {better or 'none'} and worse in {len(sure) - better or 'none'}"
-    return f"In {plural(len(found), 'other setting')} {norm} is significantly {counts}."
+    return f"in {plural(len(found), 'other setting')} {norm} is significantly {counts}"
 
 
 def _suffers(series: Series, small: int, large: int) -> str:
