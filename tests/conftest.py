@@ -1,5 +1,4 @@
-"""A summary after every session, and Debian's Chromium for tests that look at pages; without it
-they skip, and say so."""
+"""Debian's Chromium for tests that look at pages; without it they skip, and say so."""
 
 import shutil
 from collections.abc import Iterator
@@ -13,17 +12,6 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--no-first-run",
 ]  # fmt: skip
-
-
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """What failed is said also where an error of pytest's own ends the session, as a full disk
-    does; pytest would say the number only."""
-    config = session.config
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
-    if exitstatus == pytest.ExitCode.INTERNAL_ERROR and reporter is not None:
-        config.hook.pytest_terminal_summary(
-            terminalreporter=reporter, exitstatus=exitstatus, config=config
-        )
 
 
 class Watched:
